@@ -19,6 +19,7 @@ from outlay.errors import SellerError
 from outlay.labels import replay
 from outlay.labels.annotator import Order
 from outlay.labels.purchases import OrderRecord
+from outlay.money.amounts import DOLLAR_UNIT, PriceBook
 from outlay.plan.context import PlanningContext
 from outlay.plan.request import ReplayOptions, SellerSpec
 from outlay.plan.steps import HUMAN, Buy, Recipe, Score, Train
@@ -145,6 +146,27 @@ def test_what_waits_cannot_be_spent_on_anything_else(
 
 
 @pytest.mark.parametrize("dev", ["bought", "carved"])
+def test_a_purchase_in_dollars_of_tokens_waits_and_is_cancelled_as_one_by_the_label(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_label = PriceBook.label
+    monkeypatch.setattr(PriceBook, "label", lambda book, item: replace(by_label(book, item), unit=DOLLAR_UNIT))
+    monkeypatch.setattr(sellers, "Replay", slow_seller(tmp_path / "far"))
+    prepared = annotating(world)
+    run, holds = prepared.request.run_id, []
+    for _ in range(4):
+        one = runner(tmp_path / "out", tmp_path / "store")
+        assert one.execute(prepared).result.status == "waiting"
+        holds += one.ledger.open_holds(run)
+    assert len({hold.seq for hold in holds}) == 1
+    assert holds[0].quote.unit == DOLLAR_UNIT
+    n_rows = len(bought_rows(tmp_path / "store"))
+    one.cancel(run)
+    assert one.ledger.open_holds(run) == []
+    assert one.ledger.balance(run).lost_micros == n_rows * LABEL_MICROS > 0
+    assert one.ledger.verify().ok
+
+
 def test_every_purchase_of_a_run_is_ordered_at_once(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dev: str
 ) -> None:

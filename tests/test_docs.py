@@ -38,11 +38,11 @@ def commands() -> dict[tuple[str, ...], Any]:
     found: dict[tuple[str, ...], Any] = {}
 
     def visit(command: Any, words: tuple[str, ...]) -> None:
+        if not hasattr(command, "commands") or command.invoke_without_command:
+            found[words] = command
         if hasattr(command, "commands"):
             for name, inner in command.commands.items():
                 visit(inner, (*words, name))
-        else:
-            found[words] = command
 
     visit(typer.main.get_command(app), ())
     return found

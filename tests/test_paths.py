@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import outlay as package
 from outlay.cli.failures import line_of
-from outlay.cli.lazy_help import Command, click_command
+from outlay.cli.lazy_help import Command, Group, click_command
 from outlay.errors import MissingData, UsageError
 from outlay.models.reference import resolve_folder
 from outlay.storage import paths
@@ -126,7 +126,7 @@ def test_every_option_that_is_a_path_is_expanded(words: tuple[str, ...], home: P
         got.clear()
         command.main([*before, *arguments], standalone_mode=False)
         assert {name: got[name] for name in wanted} == wanted
-    assert isinstance(built, Command)
+    assert isinstance(built, Command | Group)
 
 
 PLACES = {
@@ -137,9 +137,22 @@ PLACES = {
 WORDS = {
     *("amount", "answers_from", "budget", "budgets", "cash_cap", "closing", "delimiter", "dev", "device_map"),
     *("divergence", "endpoint", "group", "label", "label_price", "labeller", "message", "repo", "revision", "text"),
-    *("executor", "this_machine", "kind", "labels", "llm_price_item", "machine", "match", "max_size", "metric", "name"),
+    *(
+        "executor",
+        "this_machine",
+        "kind",
+        "labels",
+        "llm_price_item",
+        "machine",
+        "match",
+        "max_size",
+        "metric",
+        "models",
+        "name",
+    ),
     *(
         "objective",
+        "on",
         "optimizer",
         "peft",
         "method",

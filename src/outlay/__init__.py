@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from outlay.tasks.new_task import SplitOptions
     from outlay.tasks.task import load_task
     from outlay.tasks.task_files import InitResult
+    from outlay.tasks.to_label import ToLabel
 
 __version__ = "0.2.0.dev0"
 
@@ -58,6 +59,7 @@ __all__ = [
     "SplitOptions",
     "StudyResult",
     "TargetsResult",
+    "ToLabel",
     "TrainingResult",
     "compare",
     "distill",
@@ -95,6 +97,7 @@ _ELSEWHERE = {
     "SplitOptions": "outlay.tasks.new_task",
     "StudyResult": "outlay.study.results",
     "TargetsResult": "outlay.standalone.results",
+    "ToLabel": "outlay.tasks.to_label",
     "TrainingResult": "outlay.standalone.results",
     "load_task": "outlay.tasks.task",
     "distill": "outlay.api_steps",

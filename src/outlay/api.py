@@ -33,6 +33,7 @@ from outlay.study.results import DryRun, RunResult, StudyResult
 from outlay.study.runner import Session
 from outlay.tasks.new_task import NewTaskOptions, SplitOptions, new_task
 from outlay.tasks.task_files import InitResult, check_new_folder, write_task
+from outlay.tasks.to_label import ToLabel
 
 # --- a task ----------------------------------------------------------------------------------------------------------
 
@@ -48,6 +49,7 @@ def init(
     splits: SplitOptions | None = None,
     label_price: Dollars | None = None,
     labeller: str | None = None,
+    to_label: ToLabel | None = None,
 ) -> InitResult:
     """Make a task of files as people have them: columns are guessed, repeats left out, test and dev set aside.
 
@@ -61,6 +63,7 @@ def init(
         splits: sizes of test and dev, groups, seed.
         label_price: dollars that one more label costs; ``None`` = none can be bought.
         labeller: who labels, for the price list; ``None`` = people.
+        to_label: the labels to be bought, where rows have none; ``None`` = rows have labels.
 
     Returns:
         The task file, all files, and a sentence for each guess.
@@ -73,7 +76,9 @@ def init(
     texts = (text,) if isinstance(text, str) else tuple(text)
     if out is not None:
         check_new_folder(expand_path(out))
-    found = new_task(paths, NewTaskOptions(name, texts, label, kind, splits or SplitOptions()))
+    if to_label is not None:
+        to_label = replace(to_label, usd_per_label=price)
+    found = new_task(paths, NewTaskOptions(name, texts, label, kind, splits or SplitOptions(), to_label))
     folder = expand_path(found.name if out is None else out)
     return write_task(found, folder, usd_per_label=price, labeller=labeller)
 

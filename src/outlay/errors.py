@@ -4,7 +4,7 @@
 
     OutlayError
     ├── UsageError: MoneyError, UnknownItem, UnknownTask, UnknownModel, UnknownStrategy, UnknownStudy
-    ├── DataError: TaskFileError, StudyFileError, LabelError, LeakError, MissingData
+    ├── DataError: TaskFileError, StudyFileError, NoLabels, LabelError, LeakError, MissingData
     ├── SpendError: BudgetExceeded, AlreadyPaid, HoldError, LedgerDamaged
     ├── StoreError: ArtifactDamaged, QuotaExceeded, DiskFull
     ├── SellerError: UnknownOrder
@@ -63,6 +63,10 @@ class TaskFileError(DataError):
 
 class StudyFileError(DataError):
     """A study file that does not fit the schema, or asks for what cannot be."""
+
+
+class NoLabels(DataError):
+    """Rows of which none has a label, where nothing says which labels are to be bought."""
 
 
 class LabelError(DataError):

@@ -64,7 +64,7 @@ COMMANDS = {
     ),
     "targets": Later("target_commands.targets_app", "A teacher's targets: look at them, hand them over."),
     "ledger": Later("ledger_commands.ledger_app", "Receipts, and proof of them."),
-    "prices": Later("ledger_commands.prices", "Print the price book: item, price, unit, source, when it was read."),
+    "prices": Later("price_commands.prices_app", "Print the price book: item, price, unit, source, when it was read."),
     "task": Later("task_commands.task_app", "Check a task before money is spent."),
     "data": Later("task_commands.data_app", "Fetch the data of a task, checked by sha256."),
     "model": Later(

@@ -49,8 +49,7 @@ class Command(TyperCommand):
         from outlay.storage.locations import settle_caches
 
         settle_caches()
-        for name in places_of(self.callback):
-            ctx.params[name] = _expanded(ctx.params[name])
+        _expand_places(self, ctx)
         return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -78,6 +77,12 @@ def strategy_rows() -> list[tuple[str, str]]:
 
 class Group(TyperGroup):
     """Group with a help page that lists commands under headings, each with its first sentence in full."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the group as click does, once the paths of one that does something by itself are expanded."""
+        if self.invoke_without_command:
+            _expand_places(self, ctx)
+        return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write options, then commands."""
@@ -129,6 +134,12 @@ def click_command(found: Any, name: str, says: str, cls: type[Command] = Command
         command = typer.main.get_command(plain)
     command.name = name
     return command
+
+
+def _expand_places(command: Any, ctx: Any) -> None:
+    """Expand ``~`` in the paths that a command was given."""
+    for name in places_of(command.callback):
+        ctx.params[name] = _expanded(ctx.params[name])
 
 
 def places_of(command: Any) -> tuple[str, ...]:

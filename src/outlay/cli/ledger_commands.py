@@ -1,4 +1,4 @@
-"""`outlay ledger`, `outlay prices`, `outlay store`: receipts, the price book, kept artifacts."""
+"""`outlay ledger`, `outlay store`: receipts, kept artifacts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import typer
 
 from outlay.cli.common import (
     Json,
-    PricesOption,
     ResultsFolder,
     StoreOption,
     ledger_path,
     one_run,
     open_store,
 )
-from outlay.cli.terminal import echo, print_json, table_console
+from outlay.cli.terminal import echo, print_json
 
 ledger_app = typer.Typer(no_args_is_help=True)
 store_app = typer.Typer(no_args_is_help=True)
@@ -105,42 +104,6 @@ def ledger_cancel(folder: ResultsFolder, run: RunArgument, store: StoreOption = 
         print_json({"run": run_id, "cancelled": True, "cash_micros": runner.ledger.balance(run_id).total_cash_micros})
         return
     echo(f"run {run_id} is cancelled; what it bought is kept")
-
-
-def prices(extra: PricesOption = None, as_json: Json = False) -> None:
-    """Handle `outlay prices`; its help stands in `outlay.cli.app.COMMANDS`."""
-    from outlay.money.amounts import PriceBook, write_usd
-
-    book = PriceBook.load(extra or [])
-    if as_json:
-        print_json(
-            {
-                "digest": book.digest,
-                "prices": [
-                    {
-                        "item": price.item,
-                        "usd": write_usd(price.usd),
-                        "unit": price.unit,
-                        "source": price.source,
-                        "checked": None if price.checked is None else price.checked.isoformat(),
-                        "note": price.note,
-                    }
-                    for price in book.items()
-                ],
-            }
-        )
-        return
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("Item", "$", "per", "checked", "source"):
-        table.add_column(name, justify="right" if name == "$" else "left", overflow="fold")
-    for price in book.items():
-        checked = Text(price.checked.isoformat()) if price.checked else Text("set it", style="yellow")
-        table.add_row(price.item, write_usd(price.usd), price.unit, checked, price.source)
-    table_console().print(table)
-    echo("Prices marked `set it` are placeholders: give your own with --prices FILE.toml (docs/money.md).")
 
 
 @store_app.command("show")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 
 from outlay.engine.choices import dev_choice
 from outlay.engine.model_facts import ModelFacts, model_inputs
-from outlay.engine.sellers import chosen_sellers, make_seller, offer_of
+from outlay.engine.sellers import Place, chosen_sellers, make_seller, offer_of
 from outlay.errors import OutlayError, UsageError
 from outlay.hardware.precision import AUTO, BF16, remarks, resolve, without_auto
 from outlay.labels.annotator import Annotator
@@ -82,18 +82,19 @@ class PreparedRun:
         """Return the rows of a split whose labels can be bought, ``train`` or ``dev``."""
         return self.train if split == "train" else self.dev
 
-    def seller_of(self, step: Buy) -> Annotator:
-        """Build the seller of a purchase, which replays the gold labels of its split.
+    def seller_of(self, step: Buy, place: Place | None = None, examples: Sequence[Example] = ()) -> Annotator:
+        """Build the seller of a purchase; ``examples``: labelled rows that it is shown. Without a place it only quotes.
 
         Raises:
-            TaskFileError: a row without a gold label.
+            TaskFileError: a row without a gold label to replay.
         """
         spec = self.request.seller(step.seller)
         if spec is None:
             raise UsageError(
                 f"the request of strategy {self.request.strategy} names no seller {step.seller!r}; name it too"
             )
-        return make_seller(spec, self.rows_of(step.split), self.task, self.price_book, self.request.seed)
+        rows, seed = self.rows_of(step.split), self.request.seed
+        return make_seller(spec, rows, self.task, self.price_book, seed, place, examples)
 
 
 class _OnDemand(Mapping[Key, Value]):
@@ -267,7 +268,9 @@ class RunBuilder:
             else {},
             machine=chosen,
             machine_price=self.price_book.hour(chosen.price_item),
-            offers={spec.name: self._offer(asked.task, request.seed, is_folded, spec) for spec in request.sellers},
+            offers=_OnDemand(
+                {spec.name: partial(self._offer, asked.task, request.seed, is_folded, spec) for spec in request.sellers}
+            ),
             train_digest=ordered.train_digest,
             dev_digest=ordered.dev_digest,
             test_digest=ordered.test_digest(request.test_rows),
@@ -309,8 +312,8 @@ class RunBuilder:
 
     @cached()
     def _offer(self, name: str, seed: int, is_folded: bool, spec: SellerSpec) -> Offer:
-        task, rows = self.load(name)[0], self._ordered(name, seed, is_folded).train
-        return offer_of(spec, make_seller(spec, rows, task, self.price_book, seed))
+        task, ordered = self.load(name)[0], self._ordered(name, seed, is_folded)
+        return offer_of(spec, task, self.price_book, ordered, seed)
 
     @cached()
     def _token_counts(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from outlay.engine.buying import Purchase, PurchaseResult, buy
 from outlay.engine.run_dir import RunDir
+from outlay.engine.sellers import Place
 from outlay.engine.step_meter import lost_seconds
 from outlay.engine.step_runner import kept_seconds
 from outlay.errors import BudgetExceeded
@@ -32,6 +33,8 @@ class ResultsDir:
     store: Store
     here: Price
     checkpoint_seconds: float
+    place: Place
+    """Where sellers keep what is theirs."""
 
     def files(self, run_id: str) -> RunDir:
         """Return the folder of one run."""

@@ -92,7 +92,7 @@ class RunExecution:
             self._ledger.open_run(self.run_id, request.budget_micros, note=request.task)
             self._files.note_precision(precision_facts(self.prepared))
             self._payer = self._results.payer(self.run_id)
-            self._purchases = RunPurchases(self.prepared, self._results.book, self._payer)
+            self._purchases = RunPurchases(self.prepared, self._results.book, self._payer, self._results.place)
             self._recover()
         except BaseException:
             self.close()

@@ -12,6 +12,7 @@ from fractions import Fraction
 
 from outlay.engine.buying import Purchase
 from outlay.engine.prepare import PreparedRun
+from outlay.engine.sellers import Place
 from outlay.errors import SpendError
 from outlay.labels.purchases import (
     PurchaseLog,
@@ -23,10 +24,11 @@ from outlay.labels.purchases import (
     parse_bill_lines,
     parse_label_lines,
 )
-from outlay.money.amounts import MICROS_PER_USD, USD_UNIT, Quote, cost_micros
+from outlay.money.amounts import DOLLAR_UNIT, MICROS_PER_USD, Quote, cost_micros
 from outlay.plan.steps import ANSWERS_FILE, BILL_FILE, LABELS_FILE, Buy, describe
 from outlay.plan.strategies import rival_of
 from outlay.storage.store import Artifact, key_of
+from outlay.tasks.example import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ class PurchaseContent:
 class RunPurchases:
     """The purchases of one run: missing rows, cash paid and labels, as read from the log."""
 
-    def __init__(self, prepared: PreparedRun, log: PurchaseLog, payer: str) -> None:
+    def __init__(self, prepared: PreparedRun, log: PurchaseLog, payer: str, place: Place) -> None:
+        self._place = place
         self._prepared = prepared
         self._log = log
         self._payer = payer
@@ -86,7 +89,17 @@ class RunPurchases:
             raise SpendError(f"a rival buys no labels, and this one would order {describe(step)}")
         known, rows = self._log.read(step.series), self._prepared.rows_of(step.split)
         missing = [row for row in rows[step.start : step.stop] if not known.is_settled(row.id)]
-        return Purchase(step, rows, self._prepared.seller_of(step), self._payer, missing)
+        seller = self._prepared.seller_of(step, self._place, self._examples(step))
+        return Purchase(step, rows, seller, self._payer, missing)
+
+    def _examples(self, step: Buy) -> list[Example]:
+        """Return the rows that the seller of a purchase is shown, with their labels; a row that got none is left out."""
+        shown = []
+        for bought in step.examples:
+            labels = self._log.read(bought.series).labels
+            rows = self._prepared.rows_of(bought.split)[bought.start : bought.stop]
+            shown += [replace(row, label=labels[row.id]) for row in rows if row.id in labels]
+        return shown
 
     def unbought(self, steps: Sequence[Buy]) -> Unbought:
         """Return what the log lacks of some purchases."""
@@ -186,7 +199,7 @@ def bounded(quote: Quote, most: Quote, room_micros: int) -> Quote:
     if most.charge_micros <= room_micros:
         return most
     units = Fraction(max(0, room_micros), MICROS_PER_USD) / Fraction(quote.unit_usd)
-    quantity = units if quote.unit == USD_UNIT else Fraction(int(units))
+    quantity = units if quote.unit == DOLLAR_UNIT else Fraction(int(units))
     return replace(quote, quantity=quantity, charge_micros=cost_micros(quantity, quote.unit_usd))
 
 

@@ -12,6 +12,7 @@ from outlay.engine.prepare import RunBuilder
 from outlay.engine.results_dir import ResultsDir
 from outlay.engine.run import RunExecution
 from outlay.engine.run_dir import RunDir
+from outlay.engine.sellers import People, Place
 from outlay.errors import LedgerDamaged, UsageError
 from outlay.hardware.precision import AUTO, OTHER, bf16_speed, precision_name
 from outlay.labels.purchases import PurchaseLog
@@ -26,7 +27,7 @@ from outlay.storage.store import Store
 class Runner:
     """Runs whose ledger and results lie in one folder, with artifacts in a store that folders may share.
 
-    ``here``: price per hour of the machine that really computes, for cash.
+    ``here``: price per hour of the machine that really computes, for cash. ``people``: how answers of people are waited for.
     """
 
     def __init__(
@@ -37,13 +38,15 @@ class Runner:
         here: Price,
         cash_cap_micros: int | None = None,
         checkpoint_seconds: float = 20.0,
+        people: People = People(),
     ) -> None:
         self.folder = folder
         self.store = store
         self.ledger = Ledger(folder / "ledger.sqlite", cash_cap_micros=cash_cap_micros)
         self.here = here
+        place = Place(store.root / "asked", store.root / "orders", people)
         self.results = ResultsDir(
-            folder, self.ledger, PurchaseLog(store.root / "bought"), store, here, checkpoint_seconds
+            folder, self.ledger, PurchaseLog(store.root / "bought"), store, here, checkpoint_seconds, place
         )
 
     def run_folder(self, run_id: str) -> RunDir:

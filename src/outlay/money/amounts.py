@@ -11,12 +11,13 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import Context, Decimal
 from fractions import Fraction
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Literal
 
@@ -35,10 +36,10 @@ _SCIENTIFIC = re.compile(r"\$?\s*(?P<number>[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]{1,
 """Forms of a price in a price file beside `_AMOUNT`: as spreadsheets write it, 1.5E-7, or with any number of decimals."""
 LABEL_UNIT = "label"
 """Unit of the prices that labels are sold at, by answer."""
-USD_UNIT = "dollar"
-"""Unit of what is billed in dollars itself, such as tokens of several prices: its price is $1."""
-PURCHASE_UNITS = frozenset((LABEL_UNIT, USD_UNIT))
-"""Units that purchases of labels are held and charged in."""
+DOLLAR_UNIT = "dollar"
+"""Unit of a purchase that is paid by tokens, at $1: its quantity is the exact sum of tokens times their prices."""
+PURCHASE_UNITS = frozenset((LABEL_UNIT, DOLLAR_UNIT))
+"""Units of purchases of labels; anything else in a ledger is compute."""
 
 _LATER = frozenset(
     (f"label/{task}", LABEL_UNIT, "1/5")
@@ -270,8 +271,7 @@ class PriceBook:
         folder = resources.files("outlay.money") / "prices"
         shipped = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
         prices: dict[str, Price] = {}
-        advice = "write one [[price]] table per item, with item, unit and usd"
-        for name, found in load_records("price", shipped, extra, _price_of, advice=advice, parse_float=Decimal):
+        for name, found in _price_records(shipped, extra):
             for item, price in found.items():
                 known = prices.get(item)
                 if known and known.unit != price.unit:
@@ -304,6 +304,17 @@ class PriceBook:
 
     def __contains__(self, item: object) -> bool:
         return item in self._prices
+
+
+def read_price_file(path: Path) -> dict[str, Price]:
+    """Return the prices of one file by item, each for the unit that it is kept in. Raises MoneyError, as `PriceBook.load`."""
+    [(_, found)] = _price_records((), [path])
+    return found
+
+
+def _price_records(shipped: Iterable[Traversable], extra: Iterable[Path]) -> Iterator[tuple[str, dict[str, Price]]]:
+    advice = "write one [[price]] table per item, with item, unit and usd"
+    return load_records("price", shipped, extra, _price_of, advice=advice, parse_float=Decimal)
 
 
 def _decimal_of(text: object) -> Decimal:

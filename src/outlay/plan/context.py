@@ -54,7 +54,7 @@ class Offer:
     """Terms of a seller: the price of what is billed, the seller's identity, and what rows cost.
 
     ``redundancy``: answers per label, where a label costs so many units of the price; ``costs``: running costs by split, where it
-    costs as much as it takes.
+    costs as much as it takes; ``n_examples``: bought labels that the seller is shown before it answers.
     """
 
     price: Price
@@ -62,6 +62,7 @@ class Offer:
     """Canonical JSON of the seller's identity."""
     redundancy: int = 1
     costs: Mapping[str, RunningCosts] = field(default_factory=dict)
+    n_examples: int = 0
 
     def expected(self, split: str, start: int, stop: int) -> Fraction:
         """Return the quantity that rows ``start`` to ``stop`` of a split are expected to be billed for."""

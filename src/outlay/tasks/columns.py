@@ -72,8 +72,12 @@ def cell_text(row: SourceRow, column: str) -> str:
     return without_fraction(row.text(column) or "") if isinstance(value, str | int | float) else ""
 
 
-def guess_columns(rows: Sequence[SourceRow], texts: Sequence[str] = (), label: str | None = None) -> ColumnGuess:
+def guess_columns(
+    rows: Sequence[SourceRow], texts: Sequence[str] = (), label: str | None = None, *, has_labels: bool = True
+) -> ColumnGuess:
     """Return the columns of text and label; ``texts``, ``label``: those that the user names.
+
+    ``has_labels``: False where no column is one of labels.
 
     Raises:
         DataError: a column that is named is not there, or none can be told from the others; one line with the option to give.
@@ -84,7 +88,7 @@ def guess_columns(rows: Sequence[SourceRow], texts: Sequence[str] = (), label: s
             raise DataError(f"there is no column {name!r}; the columns are {named(names)}")
     cells = {name: [cell_text(row, name) for row in rows] for name in names}
     why: list[str] = []
-    found_label = label if label is not None else _label_column(cells, texts, why)
+    found_label = label if label is not None or not has_labels else _label_column(cells, texts, why)
     others = [name for name in names if name != found_label]
     found_texts = tuple(texts) if texts else _text_columns({name: cells[name] for name in others}, why)
     return ColumnGuess(found_texts, found_label, tuple(why))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import cast, get_args
 
-from outlay.errors import DataError, MissingData, UsageError
+from outlay.errors import DataError, MissingData, NoLabels, UsageError
 from outlay.spec import Kind
 from outlay.tasks.columns import MOST_LABELS, cell_text, entity_types, guess_columns, is_entity_line
 from outlay.tasks.folds import fold_numbers
@@ -20,6 +19,7 @@ from outlay.tasks.leaks import fold
 from outlay.tasks.readers import TEXT_COLUMN, FileRows, SourceRow, read_file
 from outlay.tasks.sources import DataFile
 from outlay.tasks.task import DEFAULT_FOLDS
+from outlay.tasks.to_label import ToLabel, bought_rows, check_to_label, half_interval, lines_on_labels
 from outlay.text.legible import named
 from outlay.text.text_file import read_text
 
@@ -32,6 +32,8 @@ _LIMITS = (32, 64, 128, 256, 512)
 _TOKENS_A_WORD = 1.4
 """Tokens for a word, where the limit of a text's tokens is guessed."""
 _LEAST_CLASS = 2
+LEAST_TO_LABEL = 20
+"""Fewest rows of a task whose labels are all to be bought."""
 _MOST_FOLDS = 20
 """Most folds that rows are dealt into to set some aside; a smaller share is a fold that gives rows back."""
 
@@ -62,6 +64,8 @@ class NewTaskOptions:
     label: str | None = None
     kind: str | None = None
     splits: SplitOptions = SplitOptions()
+    to_label: ToLabel | None = None
+    """Labels to be bought, since no row has one; ``None`` = rows have labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,8 @@ class NewTask:
     """A task that is not written yet.
 
     ``fields``: names of the texts in the task; ``columns``: in the files; ``decided``: what was guessed or left out, a sentence
-    each; ``labels``: the classes or types, the commonest first; ``n_folds``: of ``dev: folds``, 0 for another dev.
+    each; ``labels``: the classes or types, the commonest first; ``n_folds``: of ``dev: folds``, 0 for another dev;
+    ``to_label``: labels to be bought, where rows have none.
     """
 
     name: str
@@ -94,19 +99,17 @@ class NewTask:
     pool: list[Row]
     decided: list[str] = field(default_factory=list)
     n_folds: int = 0
-
-
-def half_interval(n_rows: int) -> float:
-    """Return half of the 95 % interval of a score of 50 % on so many rows, in points: no score has a wider one."""
-    return 100 * 1.96 * math.sqrt(0.25 / n_rows)
+    to_label: ToLabel | None = None
 
 
 def new_task(paths: Sequence[Path], asked: NewTaskOptions) -> NewTask:
-    """Read files and make a task of them; the first holds labelled rows, others may hold texts alone.
+    """Read files and make a task of them; the first holds labelled rows, others may hold texts alone. With ``to_label`` all rows
+    are to be labelled.
 
     Raises:
         MissingData: a file that is absent, empty or damaged.
-        DataError: no labelled rows, or columns that cannot be told.
+        NoLabels: no labelled rows, and nothing is said of labels to be bought.
+        DataError: columns that cannot be told, or too few rows.
         UsageError: an unknown kind, or sizes of test or dev that leave nothing to train on.
     """
     if asked.kind is not None and asked.kind not in get_args(Kind):
@@ -114,9 +117,11 @@ def new_task(paths: Sequence[Path], asked: NewTaskOptions) -> NewTask:
     splits = asked.splits
     tables = [_read(path) for path in paths]
     decided = [note for table in tables for note in table.notes]
-    guess = guess_columns(tables[0].rows, asked.texts, asked.label)
+    guess = guess_columns(tables[0].rows, asked.texts, asked.label, has_labels=asked.to_label is None)
     decided += guess.why
     rows = _rows(paths, tables, guess.texts, guess.label, splits.group)
+    if asked.to_label is not None:
+        return _new_task_to_label(asked, asked.to_label, _name_of(paths[0]), guess.texts, rows, decided)
     kind, labels, why = _kind_of([row.label for row in rows if row.label], cast(Kind | None, asked.kind))
     decided += why
     labelled = _without_repeats([row for row in rows if row.label], decided)
@@ -138,9 +143,7 @@ def new_task(paths: Sequence[Path], asked: NewTaskOptions) -> NewTask:
             f"{len(pool):,} rows have no label and are the pool; the labels of the others are yours, and cost nothing"
         )
     limit = _limit_of([*labelled, *pool])
-    decided.append(
-        f"texts longer than {limit} tokens are cut, by the lengths of the texts; `max_source_tokens` in task.yaml"
-    )
+    decided.append(_line_on_limit(limit))
     return NewTask(
         name=asked.name or _name_of(paths[0]),
         kind=kind,
@@ -155,6 +158,54 @@ def new_task(paths: Sequence[Path], asked: NewTaskOptions) -> NewTask:
         decided=decided,
         n_folds=n_folds,
     )
+
+
+def _new_task_to_label(
+    asked: NewTaskOptions, to_label: ToLabel, name: str, columns: tuple[str, ...], rows: list[Row], decided: list[str]
+) -> NewTask:
+    """Make a task of rows without labels: a seeded random part for test and dev, all others to be labelled for training."""
+    if asked.label is not None:
+        raise UsageError(
+            "--label names the column of labels that rows have, and --labels what rows without are to get; give one"
+        )
+    kind, splits, n_before = cast(Kind, asked.kind or "classification"), asked.splits, len(decided)
+    name = asked.name or name
+    check_to_label(name, kind, to_label)
+    rows = _without_repeats(rows, decided, "row")
+    least = max(LEAST_TO_LABEL, 4 * len(to_label.labels))
+    if len(rows) < least:
+        raise DataError(
+            f"{len(rows):,} different texts are too few to set test and dev parts aside of; give at least {least}"
+        )
+    rows = _grouped(rows, splits.group, decided)
+    n_test, n_dev = bought_rows(len(rows), splits.test, splits.dev)
+    parts = dict[str, list[Row]]()
+    rest = rows
+    for number, (what, n) in enumerate((("test", n_test), ("dev", n_dev))):
+        parts[what], rest = _apart(rest, n, splits.seed + number) if n else ([], rest)
+    decided += lines_on_labels(to_label, {what: len(found) for what, found in parts.items()}, len(rows), splits.seed)
+    limit = _limit_of(rows)
+    decided.append(_line_on_limit(limit))
+    if asked.kind is None:
+        decided.insert(n_before, "the kind is classification, since labels are named; --kind says it otherwise")
+    return NewTask(
+        name=name,
+        kind=kind,
+        fields=_field_names(columns),
+        columns=columns,
+        labels=to_label.labels,
+        max_source_tokens=limit,
+        train=rest,
+        dev=parts["dev"],
+        test=parts["test"],
+        pool=[],
+        decided=decided,
+        to_label=to_label,
+    )
+
+
+def _line_on_limit(limit: int) -> str:
+    return f"texts longer than {limit} tokens are cut, by the lengths of the texts; `max_source_tokens` in task.yaml"
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -218,7 +269,10 @@ def _field_names(columns: tuple[str, ...]) -> tuple[str, ...]:
 def _kind_of(answers: Sequence[str], asked: Kind | None) -> tuple[Kind, tuple[str, ...], list[str]]:
     """Return the kind of task, its labels, and a sentence where it was guessed."""
     if not answers:
-        raise DataError("no row has a label; name the column of the labels with --label")
+        raise NoLabels(
+            "no row has a label; name the column of the labels with --label, or say with --labels which ones are to be bought, "
+            "such as --labels spam,other"
+        )
     counts = Counter(answers)
     n_entities = sum(map(is_entity_line, answers))
     guessed: Kind = "classification"
@@ -258,7 +312,7 @@ def _key(row: Row) -> tuple[str, ...]:
     return tuple(map(fold, row.texts))
 
 
-def _without_repeats(rows: Sequence[Row], decided: list[str]) -> list[Row]:
+def _without_repeats(rows: Sequence[Row], decided: list[str], what: str = "labelled row") -> list[Row]:
     """Keep one row of each text; of a text with several labels, none."""
     by_text: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in rows:
@@ -267,7 +321,7 @@ def _without_repeats(rows: Sequence[Row], decided: list[str]) -> list[Row]:
     in_conflict = [alike for alike in by_text.values() if len({row.label for row in alike}) > 1]
     n_repeats = sum(len(alike) - 1 for alike in by_text.values() if len({row.label for row in alike}) == 1)
     if n_repeats:
-        decided.append(f"left out: {_count(n_repeats, 'labelled row')} with a text of an earlier one")
+        decided.append(f"left out: {_count(n_repeats, what)} with a text of an earlier one")
     if in_conflict:
         first, n_rows = in_conflict[0], sum(map(len, in_conflict))
         decided.append(
@@ -316,22 +370,26 @@ def _grouped(rows: Sequence[Row], column: str | None, decided: list[str]) -> lis
 
 
 def _set_aside(rows: list[Row], n: int, seed: int, decided: list[str], what: str) -> tuple[list[Row], list[Row]]:
+    """Split ``n`` rows off, see `_apart`, and say what they are good for."""
+    aside, rest = _apart(rows, n, seed)
+    decided.append(
+        f"{what}: {len(aside):,} of {len(rows):,} labelled rows, seed {seed}, on which a score is known to ± "
+        f"{half_interval(len(aside)):.1f} points or better; --{what} says how many"
+    )
+    return aside, rest
+
+
+def _apart(rows: list[Row], n: int, seed: int) -> tuple[list[Row], list[Row]]:
     """Split ``n`` rows off, about as many where groups do not add up to it: label by label alike, a group on one side."""
     groups = joined_groups(len(rows), range(len(rows)), [row.group for row in rows])
     n_groups = len(set(groups))
     if n_groups == 1:
-        raise DataError(
-            f"all {len(rows):,} labelled rows are of one group, so that none can be set aside; leave --group out"
-        )
+        raise DataError(f"all {len(rows):,} rows are of one group, so that none can be set aside; leave --group out")
     share = _simple_share(n, len(rows), n_groups)
     numbers = fold_numbers([row.label for row in rows], groups, share.denominator, seed=seed)
     is_aside = [number < share.numerator for number in numbers]
     _even_out(rows, is_aside, n, seed)
     aside = [row for row, is_there in zip(rows, is_aside, strict=True) if is_there]
-    decided.append(
-        f"{what}: {len(aside):,} of {len(rows):,} labelled rows, seed {seed}, on which a score is known to ± "
-        f"{half_interval(len(aside)):.1f} points or better; --{what} says how many"
-    )
     return aside, [row for row, is_there in zip(rows, is_aside, strict=True) if not is_there]
 
 

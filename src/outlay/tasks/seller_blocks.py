@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
@@ -45,9 +45,6 @@ def _variable(value: str) -> str:
 class ReplaySeller(YamlBlock):
     """A seller that replays the gold labels of the rows."""
 
-    means: ClassVar[frozenset[str]] = frozenset()
-    """Options that decide no label and no charge, so that the same labels are bought under any of them."""
-
     kind: Literal["replay"]
     """Gold labels, sold as if somebody gave them."""
     price_item: NonEmpty | None = None
@@ -63,24 +60,18 @@ class ReplaySeller(YamlBlock):
 class FilesSeller(YamlBlock):
     """People who fill in files: an order writes its rows, the answers come back in the same form."""
 
-    means: ClassVar[frozenset[str]] = frozenset({"folder"})
-
     kind: Literal["files"]
     """People, by CSV and JSON lines."""
     price_item: NonEmpty | None = None
     """Item of the price book that one answer costs; default: the task's own."""
     redundancy: int = Field(default=1, gt=0, le=99)
     """People who answer each row; the majority counts."""
-    folder: NonEmpty = "orders"
-    """Folder of orders and answers, below that of the results."""
+    folder: NonEmpty | None = None
+    """Folder of orders and answers, beside the task file; default: one of the store."""
 
 
 class OpenAISeller(YamlBlock):
     """A language model behind an endpoint that speaks as OpenAI's."""
-
-    means: ClassVar[frozenset[str]] = frozenset(
-        {"api_key_env", "concurrency", "requests_per_minute", "tokens_per_minute"}
-    )
 
     kind: Literal["openai"]
     """A language model."""

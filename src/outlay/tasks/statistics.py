@@ -77,6 +77,7 @@ class SplitProfile:
         n_leaked: Train or pool rows whose whole source is a dev or test row (0, or ``load_data`` had refused them).
         n_dropped: Leaked rows that ``drop_leaks`` left out.
         n_shared_part: Train or pool rows that share one field, such as one sentence of a pair, with a dev or test row.
+        is_labelled: False where no row has a gold label.
     """
 
     name: str
@@ -91,6 +92,7 @@ class SplitProfile:
     n_leaked: int
     n_dropped: int
     n_shared_part: int
+    is_labelled: bool
 
     def warnings(self, task: Task) -> list[str]:
         """Return warnings about this split, one line each."""
@@ -120,7 +122,18 @@ class SplitProfile:
 
 _MOST_SHOWN = 12
 """Most labels that a line of the table counts; of more, the first ones of the label set."""
-_DESCRIBED = ("description", "text", "kind", "metric", "price_item", "dev", "max_source_tokens", "max_target_tokens")
+_DESCRIBED = (
+    "description",
+    "instruction",
+    "text",
+    "kind",
+    "metric",
+    "price_item",
+    "dev",
+    "test",
+    "max_source_tokens",
+    "max_target_tokens",
+)
 """Keys of a task that its statistics repeat."""
 
 
@@ -168,6 +181,7 @@ class TaskStatistics:
             f"{task.name}: {task.description}" if task.description else task.name,
             f"  text   {task.text}",
             f"  kind   {task.kind} · metric {task.metric} · price {task.price_item} per label · dev {task.dev}{folds}",
+            *_seller_lines(task),
             f"  limits {task.max_source_tokens} tokens a text, {task.max_target_tokens} an answer · digest {self.digest[:12]}",
         ]
         # Without a dev split there is nothing to say of it.
@@ -196,7 +210,23 @@ class TaskStatistics:
         return ["".join((f"  {left(row[0], n_cells[0])}", *map(right, row[1:], ends))) for row in rows]
 
 
+def _seller_lines(task: Task) -> list[str]:
+    """Return a line on the sellers that the task names, and who labels dev and test; empty where nothing is said of either."""
+    kinds = {"replay": "gold labels, replayed", "files": "by files"}
+    told = [f"{name} ({kinds.get(block.kind) or getattr(block, 'model', '')})" for name, block in task.sellers.items()]
+    bought = [name for name, how in (("dev", task.dev), ("test", task.test)) if how == "bought"]
+    lines = [f"sold by {', '.join(told)}"] if told else []
+    lines += (
+        [f"those of {' and '.join(bought)} bought of {task.eval_seller}"]
+        if bought and (told or task.test != "given")
+        else []
+    )
+    return [f"  labels {' · '.join(lines)}"] if lines else []
+
+
 def _answers_shown(split: SplitProfile) -> str:
+    if not split.is_labelled:
+        return "none" if split.name.startswith("pool.") else "to be bought"
     if split.answers is None:
         shown = list(split.labels.items())
         rest = shown[_MOST_SHOWN - 1 :] if len(shown) > _MOST_SHOWN else []
@@ -234,6 +264,7 @@ def profile(task: Task, data: TaskData) -> TaskStatistics:
                 n_leaked=leaked.get(name, 0),
                 n_dropped=data.dropped.get(name, 0),
                 n_shared_part=0 if outside else sum(bool(_parts(task, [e]) & parts) for e in examples),
+                is_labelled=any(example.label is not None for example in examples),
             )
         )
     dev_keys = {source_key(task, example) for example in data.dev}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from outlay.errors import UsageError
 from outlay.storage.files import write_text
@@ -15,14 +16,13 @@ from outlay.storage.hashing import digest_of_file
 from outlay.storage.paths import command_line
 from outlay.tasks.loading import load_data
 from outlay.tasks.new_task import NewTask, Row
+from outlay.tasks.seller_blocks import PEOPLE
 from outlay.tasks.statistics import TaskStatistics, profile
 from outlay.tasks.task import load_task
 
 TASK_FILE, PRICES_FILE = "task.yaml", "prices.toml"
 OWNED_ITEM = "label/owned"
 """Price item of labels one owns, `outlay.money.amounts.OWNED_LABEL`."""
-PEOPLE = "people"
-"""Who labels where nobody says it."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class InitResult:
         files: all files, these two among them.
         decided: guesses, defaults and rows left out, a sentence each.
         n_folds: folds of ``dev: folds``, 0 for another dev.
+        strategies: strategies that can buy the labels of a task without; empty where rows have labels.
+        budget: dollars that a first comparison is to spend.
     """
 
     task: Path
@@ -42,6 +44,8 @@ class InitResult:
     files: tuple[Path, ...]
     decided: tuple[str, ...]
     n_folds: int
+    strategies: tuple[str, ...] = ()
+    budget: int = 10
 
     @cached_property
     def statistics(self) -> TaskStatistics:
@@ -51,11 +55,14 @@ class InitResult:
 
     @property
     def next_command(self) -> str:
-        """The command that compares models on the task; with folds it has as many seeds."""
+        """The command that compares models on the task, with as many seeds as folds; where labels are to be bought, it plans."""
         prices = () if self.prices is None else ("--prices", self.prices)
         seeds = ("--seeds", self.n_folds) if self.n_folds else ()
         out = self.task.parent / "results"
-        return command_line("outlay", "compare", self.task, "--budgets", 10, *seeds, *prices, "--out", out)
+        own = ("--strategies", ",".join(self.strategies)) if self.strategies else ()
+        plans = ("--dry-run",) if self.strategies else ()
+        words = ("--budgets", self.budget, *own, *seeds, *prices, "--out", out, *plans)
+        return command_line("outlay", "compare", self.task, *words)
 
 
 def write_task(
@@ -80,14 +87,19 @@ def write_task(
     write_text(task, _yaml(new, written, item))
     decided = list(new.decided)
     if prices is None or usd_per_label is None:
-        decided.append(
-            "no price of a label: the budget buys compute for the labels that there are; --label-price names one"
+        decided += (
+            []
+            if new.to_label is not None
+            else ["no price of a label: the budget buys compute for the labels that there are; --label-price names one"]
         )
     else:
         write_text(prices, _prices(item, usd_per_label, labeller or PEOPLE))
         decided += [f"labels are by {PEOPLE}; --labeller says it otherwise"] if labeller is None else []
     files = (task, *([] if prices is None else [prices]), *written.values())
-    return InitResult(task, prices, files, tuple(decided), new.n_folds)
+    if new.to_label is None:
+        return InitResult(task, prices, files, tuple(decided), new.n_folds)
+    budget = new.to_label.first_budget(len(new.dev) + len(new.test))
+    return InitResult(task, prices, files, tuple(decided), 0, new.to_label.strategies, budget)
 
 
 def check_new_folder(folder: Path) -> None:
@@ -121,10 +133,8 @@ def _label_column(new: NewTask) -> str:
 
 def _yaml(new: NewTask, written: dict[str, Path], item: str) -> str:
     """Return the task file; values are JSON, which YAML reads as they are."""
-
-    def value(content: object) -> str:
-        return json.dumps(content, ensure_ascii=False)
-
+    value = _value
+    bought = new.to_label
     is_grouped = new.n_folds > 0 and any(row.group for row in new.train)
     group = f", group: {_group_column(new)}" if is_grouped else ""
 
@@ -135,7 +145,9 @@ def _yaml(new: NewTask, written: dict[str, Path], item: str) -> str:
 
     # Columns keep the names they have in the user's files, so that new files are read as these.
     renamed = {name: column for name, column in zip(new.fields, new.columns, strict=True) if name != column}
-    fields, target = f", fields: {value(renamed)}" if renamed else "", f", target: {_label_column(new)}"
+    fields = f", fields: {value(renamed)}" if renamed else ""
+    target = "" if bought is not None else f", target: {_label_column(new)}"
+    owned = "" if bought is not None else ", owned: true"
 
     template = (
         f"{{{new.fields[0]}}}" if len(new.fields) == 1 else " ".join(f"{name}: {{{name}}}" for name in new.fields)
@@ -144,16 +156,17 @@ def _yaml(new: NewTask, written: dict[str, Path], item: str) -> str:
         f"# Written by `outlay init` from {', '.join(map(value, new.columns))}; docs/tasks.md describes every key.",
         f"name: {value(new.name)}",
         f"kind: {new.kind}",
+        *([f"instruction: {value(bought.told(new.kind))}"] if bought is not None else []),
         f"text: {value(template)}",
         *([f"segments: {value(list(new.fields))}"] if new.kind == "classification" else []),
         *([f"labels: {value(list(new.labels))}"] if new.labels else []),
+        *(_descriptions(bought.descriptions) if bought is not None else []),
         f"price_item: {value(item)}",
         f"max_source_tokens: {new.max_source_tokens}",
-        f"dev: {'given' if new.dev else 'folds' if new.n_folds else 'carved'}",
-        *([f"folds: {new.n_folds}"] if new.n_folds else []),
+        *(_dev_lines(new) if bought is None else _seller_lines(bought.keys(new.kind, has_dev=bool(new.dev)))),
         "data:",
-        "  # Your own labels: they cost nothing, and come before those that are bought.",
-        f"  train: {source('train', target + ', owned: true' + group)}",
+        *(["  # Your own labels: they cost nothing, and come before those that are bought."] if bought is None else []),
+        f"  train: {source('train', target + owned + group)}",
         *([f"  dev: {source('dev', target)}"] if new.dev else []),
         f"  test: {source('test', target)}",
         "pool:",
@@ -161,6 +174,33 @@ def _yaml(new: NewTask, written: dict[str, Path], item: str) -> str:
         *([f"  - {{name: unlabelled, {source('pool')[1:]}"] if new.pool else []),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _value(content: object) -> str:
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _dev_lines(new: NewTask) -> list[str]:
+    """Return the lines on the dev labels of a task whose rows have labels."""
+    how = "given" if new.dev else "folds" if new.n_folds else "carved"
+    return [f"dev: {how}", *([f"folds: {new.n_folds}"] if new.n_folds else [])]
+
+
+def _descriptions(words: Mapping[str, str]) -> list[str]:
+    told = [f"  {_value(label)}: {_value(said)}" for label, said in words.items()]
+    return ["# What annotators are told of each label.", "descriptions:", *told] if told else []
+
+
+def _seller_lines(keys: Mapping[str, Any]) -> list[str]:
+    """Return the lines on whom labels are bought of, from the keys of `ToLabel.keys`."""
+    given = {name: keys[name] for name in ("dev", "test", "eval_seller") if name in keys}
+    sellers = [f"  {name}: {_value(block)}" for name, block in keys["sellers"].items()]
+    return [
+        "# Test rows, and dev rows where there are any, are labelled too; nothing is ever trained on them.",
+        *(f"{name}: {how}" for name, how in given.items()),
+        "sellers:",
+        *sellers,
+    ]
 
 
 def _prices(item: str, usd: str, labeller: str) -> str:

@@ -53,9 +53,21 @@ def read_yaml(
     if not isinstance(content, dict):
         raise error_type(f"{path}: holds {type(content).__name__}, not keys and values; see {page}")
     try:
+        return checked(content, model, whole)
+    except ValueError as error:
+        raise error_type(f"{path}: {error}") from None
+
+
+def checked(content: dict[str, Any], model: type[Model], whole: str = "the task") -> Model:
+    """Return keys and values as ``model``; ``whole``: what they describe.
+
+    Raises:
+        ValueError: They do not fit the model; one line, of the first problem.
+    """
+    try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise error_type(f"{path}: {_first_problem(error, model.model_json_schema(), whole)}") from None
+        raise ValueError(_first_problem(error, model.model_json_schema(), whole)) from None
 
 
 _UNION_CHOICES = ("constrained-str", "str", "Column")
@@ -74,12 +86,7 @@ def _first_problem(error: ValidationError, schema: dict[str, Any], whole: str) -
     elif first["type"] == "missing":
         text = f"{where}: is required and missing"
     elif first["type"] in ("union_tag_not_found", "union_tag_invalid"):
-        chooser = here["discriminator"]
-        key, kinds = chooser["propertyName"], list(chooser["mapping"])
-        given = first["input"].get(key) if isinstance(first["input"], dict) else None
-        hint = did_you_mean(str(given), kinds)
-        text = f"{where}.{key}: {'is required and missing' if given is None else f'must be one of the known kinds, not {_shown(given)}{hint}'}"
-        text += f"; choose {', '.join(kinds[:-1])} or {kinds[-1]}"
+        text = f"{where}.{here['discriminator']['propertyName']}: {_wrong_kind(first['input'], here['discriminator'])}"
     elif first["type"] == "value_error":
         text = f"{where}: {first['msg'].removeprefix('Value error, ')}"
     else:
@@ -87,6 +94,15 @@ def _first_problem(error: ValidationError, schema: dict[str, Any], whole: str) -
         if first["type"] == "string_type" and not isinstance(first["input"], list | tuple | dict):
             text += "; write it in quotes"
     return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+
+
+def _wrong_kind(block: object, chooser: dict[str, Any]) -> str:
+    """Say what is wrong with the key that tells of which kind a block is; ``chooser``: the schema's discriminator."""
+    kinds = list(chooser["mapping"])
+    given = block.get(chooser["propertyName"]) if isinstance(block, dict) else None
+    hint = did_you_mean(str(given), kinds)
+    what = "is required and missing" if given is None else f"is none of the known kinds: {_shown(given)}{hint}"
+    return f"{what}; choose {', '.join(kinds[:-1])} or {kinds[-1]}"
 
 
 _REPR = reprlib.Repr()

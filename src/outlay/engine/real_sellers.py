@@ -1,0 +1,97 @@
+"""Sellers that label for real, made from a task and the options of its file: people who fill in files, language models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from outlay.errors import UsageError
+from outlay.labels.files.guideline import Guideline as FilesGuideline
+from outlay.labels.files.seller import FileSeller
+from outlay.labels.llm.options import LlmOptions
+from outlay.labels.llm.prompts import Guideline, Shot
+from outlay.labels.llm.seller import LlmSeller
+from outlay.money.amounts import PriceBook
+from outlay.money.prices.tokens import TokenPrices, priced_model, token_bill, token_prices
+from outlay.tasks.example import Example
+from outlay.tasks.seller_blocks import FilesSeller, OpenAISeller
+from outlay.tasks.task import Task
+
+FREE = "free"
+"""In place of a price item: the tokens of a model of one's own cost nothing."""
+
+
+def files_seller(
+    block: FilesSeller, task: Task, book: PriceBook, orders: Path, poll_seconds: float | None, takes: bool
+) -> FileSeller:
+    """Return people who fill in files below ``orders``, or in the folder that the task file names, beside it.
+
+    Raises:
+        UnknownItem: no price for an answer.
+    """
+    folder = orders / task.name
+    if block.folder is not None:
+        folder = (task.folder or Path()) / block.folder
+    return FileSeller(
+        folder,
+        FilesGuideline(task.name, task.kind, task.labels, task.instruction, task.descriptions),
+        book.label(task.price_item if block.price_item is None else block.price_item),
+        redundancy=block.redundancy,
+        poll_seconds=poll_seconds,
+        takes=takes,
+    )
+
+
+def llm_seller(
+    block: OpenAISeller, task: Task, book: PriceBook, seed: int, asked: Path, examples: Sequence[Example]
+) -> LlmSeller:
+    """Return a language model whose journals lie in ``asked``; ``examples``: labelled rows that it is shown.
+
+    Raises:
+        UnknownItem: no price for the tokens of the model.
+        SellerError: an option outside its limits.
+    """
+    item = block.model if block.price_item is None else block.price_item
+    if item == FREE:
+        prices, bill = TokenPrices.free(), token_bill(block.model)
+    else:
+        prices, bill = token_prices(book, item, block.tier), token_bill(priced_model(book, item, block.tier))
+    options = LlmOptions(
+        model=block.model,
+        base_url=block.base_url,
+        api_key_env=block.api_key_env,
+        way=block.way,
+        examples=block.examples,
+        n_examples=max(1, block.n_examples),
+        examples_seed=seed,
+        samples=block.samples,
+        max_answer_tokens=block.max_answer_tokens,
+        tier=block.tier,
+        concurrency=block.concurrency,
+        requests_per_minute=block.requests_per_minute,
+        tokens_per_minute=block.tokens_per_minute,
+    )
+    return LlmSeller(options, guideline_of(task), prices, asked, shots=shots_of(examples), price=bill)
+
+
+def guideline_of(task: Task) -> Guideline:
+    """Return what a language model is told of a task."""
+    return Guideline(
+        kind=task.kind,
+        labels=task.labels,
+        fields=task.format.names,
+        instruction=task.instruction,
+        descriptions=tuple(task.descriptions.items()),
+    )
+
+
+def shots_of(examples: Sequence[Example]) -> tuple[Shot, ...]:
+    """Return labelled rows as examples of a prompt.
+
+    Raises:
+        UsageError: a row without a label.
+    """
+    bare = [row.id for row in examples if row.label is None]
+    if bare:
+        raise UsageError(f"row {bare[0][:12]} has no label to show to a language model")
+    return tuple(Shot(row.id, row.fields, row.label or "") for row in examples)

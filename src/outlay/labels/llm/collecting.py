@@ -1,0 +1,269 @@
+"""One collection of an order from a language model: the way of asking, what is known, what is still to be asked, what came."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from outlay.labels.allowance import Allowance
+from outlay.labels.annotator import Answer, Delivery, Order, RowResult
+from outlay.labels.llm.asking import Asked, Asking, Clock
+from outlay.labels.llm.billing import attempt_cost, believed_usage, bill_of, paid_by
+from outlay.labels.llm.bodies import Way
+from outlay.labels.llm.journal import Attempt, Journal
+from outlay.labels.llm.limits import Limits
+from outlay.labels.llm.options import LlmOptions
+from outlay.labels.llm.questions import Questioner
+from outlay.labels.llm.reading import Reading, agree, read_answer
+from outlay.labels.llm.schedule import DEFAULT_FATAL, PROBE_FATAL, Due, Fatal, Retries, Schedule, Settled, n_of
+from outlay.labels.llm.ways import Answered, next_probe
+from outlay.labels.llm.wire import Question, Reply
+from outlay.money.amounts import MICROS_PER_USD
+from outlay.money.prices.tokens import TokenPrices
+
+PROBE_ANSWERS = frozenset({400, 404, 405, 406, 410, 413, 415, 422, 501})
+"""Errors that say that an endpoint does not have a way, today and tomorrow."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """What an order is asked with: the model and how it is asked, the prices of its tokens, the endpoint and its limits.
+
+    ``connect`` opens the endpoint, where something is to be asked.
+    """
+
+    options: LlmOptions
+    questioner: Questioner
+    prices: TokenPrices
+    limits: Limits
+    connect: Callable[[], Asked]
+    tell: Callable[[str], None]
+    clock: Clock
+
+    @property
+    def url(self) -> str:
+        """URL of the endpoint, as keys of questions hold it."""
+        return self.options.base_url.rstrip("/")
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A question, its key and what came of it so far.
+
+    ``reading`` has its label; ``refused`` says why there will be none; with neither it is to be asked.
+    """
+
+    question: Question
+    key: str
+    reading: Reading | None = None
+    refused: str | None = None
+    n_unreadable: int = 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it is not to be asked again."""
+        return self.reading is not None or self.refused is not None
+
+
+@dataclass
+class Collection:
+    """Collects one order, with its journal open.
+
+    ``allowance`` pays for what the order has cost already, then for what it takes over of other orders, then for what is asked.
+    """
+
+    means: Means
+    journal: Journal
+    order: Order
+    allowance: Allowance
+    _sources: dict[str, str] = field(default_factory=dict)
+    _way: Way | None = None
+
+    def __post_init__(self) -> None:
+        self._sources = {example.id: example.text for example in self.order.examples}
+
+    def collected(self, report: Callable[[int], None]) -> Delivery:
+        """Ask what is missing, as far as the allowance reaches, and return all that came."""
+        spent = sum(bill_of(self.journal, self.order.id, self.means.prices).values(), Fraction(0))
+        is_covered = self.allowance.take(spent)
+        if not is_covered:
+            self.allowance.take(self.allowance.left)
+        self._way = self._found_way(may_ask=is_covered)
+        if self._way is None:
+            return self._delivery({})
+        rows = self._rows(self._way)
+        if is_covered:
+            self._ask(rows, report)
+        return self._delivery(rows)
+
+    # --- the way ------------------------------------------------------------------------------------------------------
+
+    def _found_way(self, *, may_ask: bool) -> Way | None:
+        """Return the way of asking, which the journal knows or probes find; ``None`` where they cannot be paid.
+
+        A probe is billed to the first row of the order.
+        """
+        means, answered = self.means, list[Answered]()
+        while True:
+            step = next_probe(means.questioner.guideline, means.options.settings, means.options.way, answered)
+            if isinstance(step, Way):
+                return step
+            question = means.questioner.probe(step, self.order.rows[0])
+            key = question.key(means.url)
+            reply = self._probe_reply(key)
+            if reply is None and may_ask:
+                due = Due(key, question, means.prices.most(question.most))
+                self._asking(self._probe_settled, PROBE_FATAL).ask([due], self.allowance, 0, lambda _: None)
+                reply = self._probe_reply(key)
+            if reply is None:
+                return None
+            answered.append((reply.status, reply.body))
+
+    def _probe_reply(self, key: str) -> Reply | None:
+        for attempt in self.journal.attempts(key):
+            reply = self.journal.reply(attempt)
+            if reply is not None and (attempt.state == "received" or reply.status in PROBE_ANSWERS):
+                return reply
+        return None
+
+    def _probe_settled(self, question: Question, reply: Reply) -> Settled:
+        return self._settled(question, reply, None)
+
+    # --- rows ---------------------------------------------------------------------------------------------------------
+
+    def _rows(self, way: Way) -> dict[str, list[_Known]]:
+        """Return the questions of the rows, up to the first one whose earlier answers the allowance does not pay for."""
+        rows: dict[str, list[_Known]] = {}
+        taken: dict[str, str] = {}
+        for example in self.order.examples:
+            questions = self.means.questioner.ask(way, example)
+            keys = [question.key(self.means.url) for question in questions]
+            others = [each for key in keys for each in self.journal.untaken(self.order.id, key)]
+            cost = sum((attempt_cost(self.journal, each, self.means.prices) for each in others), Fraction(0))
+            if not self.allowance.take(cost):
+                break
+            taken |= dict.fromkeys((each.key for each in others), example.id)
+            rows[example.id] = [self._known(question, key) for question, key in zip(questions, keys, strict=True)]
+        self.journal.take_over(self.order.id, taken)
+        return rows
+
+    def _known(self, question: Question, key: str) -> _Known:
+        n_unreadable, problem, declined = 0, None, False
+        for _, reading in self._readings(question, key):
+            if reading.label is not None:
+                return _Known(question, key, reading=reading)
+            n_unreadable, problem, declined = n_unreadable + 1, reading.problem, declined or reading.declined
+        if declined or n_unreadable > self.means.options.unreadable_retries:
+            return _Known(question, key, refused=problem)
+        return _Known(question, key, None, self.journal.refusal(self.order.id, key), n_unreadable)
+
+    def _readings(self, question: Question, key: str) -> list[tuple[Attempt, Reading]]:
+        found = []
+        for attempt in self.journal.attempts(key):
+            reply = self.journal.reply(attempt) if attempt.state == "received" else None
+            if reply is not None:
+                found.append((attempt, self._read(question, reply)))
+        return found
+
+    def _read(self, question: Question, reply: Reply) -> Reading:
+        assert self._way is not None
+        return read_answer(self._way, self.means.questioner.guideline, reply.body, self._sources[question.row])
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def _ask(self, rows: Mapping[str, Sequence[_Known]], report: Callable[[int], None]) -> None:
+        """Ask the questions that are not finished, and note those that are given up."""
+        open_ones = [known for each in rows.values() for known in each if not known.is_finished]
+        left = Counter(known.question.row for known in open_ones)
+        row_of = {known.key: known.question.row for known in open_ones}
+        n_rows, n_seen = len(rows) - len(left), 0
+        report(n_rows)
+        if not open_ones:
+            return
+
+        def progress(schedule: Schedule) -> None:
+            nonlocal n_rows, n_seen
+            finished = schedule.finished[n_seen:]
+            n_seen += len(finished)
+            left.subtract(row_of[key] for key in finished)
+            n_rows += sum(left[row] == 0 for row in {row_of[key] for key in finished})
+            report(n_rows)
+
+        most = self.means.prices.most
+        dues = [Due(each.key, each.question, most(each.question.most), each.n_unreadable) for each in open_ones]
+        schedule = self._asking(self._answer_settled, DEFAULT_FATAL).ask(
+            dues, self.allowance, self.journal.n_received, progress
+        )
+        self.journal.refuse(self.order.id, schedule.refused)
+
+    def _asking(self, settle: Callable[[Question, Reply], Settled], fatal: Fatal) -> Asking:
+        means = self.means
+        retries = Retries(means.options.retries, means.options.unreadable_retries)
+        return Asking(
+            means.connect(),
+            self.journal,
+            self.order.id,
+            means.limits,
+            settle,
+            means.options.concurrency,
+            retries,
+            means.tell,
+            means.clock,
+            random.Random(),
+            fatal,
+        )
+
+    def _answer_settled(self, question: Question, reply: Reply) -> Settled:
+        return self._settled(question, reply, self._read(question, reply))
+
+    def _settled(self, question: Question, reply: Reply, reading: Reading | None) -> Settled:
+        prices, most = self.means.prices, question.most
+        usage = believed_usage(reply.body, most, prices)
+        usd = prices.most(most) if usage is None else prices.cost(usage)
+        n_tokens = n_of(usage or most)
+        if reading is None:
+            return Settled(usd, n_tokens)
+        return Settled(usd, n_tokens, None if reading.label is not None else reading.problem, reading.declined)
+
+    # --- what came ----------------------------------------------------------------------------------------------------
+
+    def _delivery(self, rows: Mapping[str, Sequence[_Known]]) -> Delivery:
+        bill = bill_of(self.journal, self.order.id, self.means.prices)
+        results, answers = [], []
+        for row in self.order.rows:
+            known = [self._known(each.question, each.key) for each in rows.get(row, ())]
+            label = refused = None
+            if known and all(each.is_finished for each in known):
+                readings = [each.reading or Reading(None, each.refused) for each in known]
+                agreed = agree(readings, self.means.questioner.guideline.labels)
+                label, refused = agreed.label, None if agreed.label is not None else agreed.problem
+            if label is not None or refused is not None or row in bill:
+                results.append(RowResult(row, label, refused, bill.get(row, Fraction(0))))
+            answers += self._answers(known)
+        paid = paid_by(self.journal, self.order.id, self.means.prices) * MICROS_PER_USD
+        return Delivery(self.order.id, tuple(results), tuple(answers), -(-paid.numerator // paid.denominator))
+
+    def _answers(self, known: Sequence[_Known]) -> list[Answer]:
+        """Return the answers to a row, in the order in which they came."""
+        pairs = [pair for each in known for pair in self._readings(each.question, each.key)]
+        pairs.sort(key=lambda pair: pair[0].place)
+        found = []
+        for attempt, reading in pairs:
+            reply = self.journal.reply(attempt)
+            seconds = 0.0 if reply is None else reply.seconds
+            row = known[0].question.row
+            found.append(
+                Answer(
+                    row,
+                    self.means.options.model,
+                    reading.text,
+                    reading.label,
+                    seconds,
+                    reading.confidence,
+                    reading.probabilities,
+                )
+            )
+        return found

@@ -1,0 +1,1067 @@
+"""A provider of language models with a bill of its own: before a real server, or with a model that answers by a rule.
+
+``python -m tests.cashier SETTINGS.json`` runs one by itself until its standard input closes. Nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from tests.provider_faults import CUTTING, HTML, REFUSED, Faults, error_body, refused, spoil
+from tests.scripted_model import (
+    Body,
+    KeywordModel,
+    Model,
+    PrefixCache,
+    Usage,
+    decide,
+    decide_plainly,
+    draw,
+    key_of,
+    messages_of,
+    prompt_tokens,
+    schema_of,
+    speak,
+    subject_of,
+    tokens_of,
+)
+
+CHAT, DECISIONS, SYSTEMONE = "/chat/completions", "/decisions", "/systemone"
+MICROS = 1_000_000
+ROOT = Path(__file__).parent.parent
+_REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests"}
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Dollars per million tokens, as decimal numbers in text."""
+
+    input: str = "0.25"
+    cached: str = "0.025"
+    cache_write: str = "0"
+    output: str = "2"
+
+    def cost(self, usage: Usage, factor: Fraction = Fraction(1)) -> Fraction:
+        """Exact dollars of one request; what was read from the cache or written to it is not paid as input as well."""
+        plain = usage.input - usage.cached - usage.cache_write
+        amounts = (
+            (plain, self.input),
+            (usage.cached, self.cached),
+            (usage.cache_write, self.cache_write),
+            (usage.output, self.output),
+        )
+        return factor * sum((n * Fraction(price) for n, price in amounts), Fraction()) / MICROS
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How batches go: ``polls`` before one is done, shares of its requests that expire or fail, whether its file is turned down.
+
+    ``outcomes``: by custom id, in place of chance: ``expired``, ``failed`` or a fault that leaves an answer, as ``content_null``.
+    """
+
+    polls: int = 2
+    expired: float = 0.0
+    failed: float = 0.0
+    invalid: bool = False
+    outcomes: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+    max_requests: int = 50_000
+    max_bytes: int = 200_000_000
+
+    def outcome(self, custom_id: str) -> str | None:
+        """What becomes of one request."""
+        if custom_id in self.outcomes:
+            return self.outcomes[custom_id]
+        share = draw(self.seed, custom_id).random()
+        return "expired" if share < self.expired else "failed" if share < self.expired + self.failed else None
+
+
+@dataclass(frozen=True)
+class RateLimits:
+    """Most requests and tokens per ``per_s`` seconds; both flow back evenly."""
+
+    requests: int
+    tokens: int
+    per_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A provider. All but ``model`` and ``observer`` can be written as JSON.
+
+    Args:
+        upstream: URL of a real server that does the work, as ``http://127.0.0.1:8080/v1``; ``None``: the rule of ``keywords`` does.
+        keywords: See `KeywordModel`, with ``certainty``, ``noise`` and ``seed``.
+        model: In place of the rule: what it says to a chat body, or probabilities of all that it may say.
+        reasoning: Fewest and most hidden output tokens of an answer, drawn by seed, body and attempt.
+        cache_block: Tokens per block of the prompt cache, 0 for none; ``cache_from``: shortest prompt that it keeps.
+        cache_writes: Whether what is put into the cache is billed apart and named by ``usage``.
+        ignores: Fields of a chat body that it silently leaves aside; ``rejects``: those that it answers with 400.
+        api_key: Key that it asks for, and repeats in its refusal of another, as careless servers do.
+        delay_s: Seconds of work of each answer; ``slow_s``: seconds over which the fault ``slow`` spreads one.
+        observer: Told ``arrived``, ``billed`` and ``sent`` of every request, in the server's thread, before anything else is done.
+        bill_path: File to which every request and every line of the bill is appended, before an answer leaves.
+    """
+
+    upstream: str | None = None
+    upstream_key: str | None = None
+    keywords: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    certainty: float = 0.9
+    noise: float = 0.0
+    seed: int = 0
+    model: Model | None = None
+    model_name: str = "scripted"
+    reasoning: tuple[int, int] = (0, 0)
+    cache_block: int = 128
+    cache_from: int = 1024
+    cache_writes: bool = False
+    prices: Prices = Prices()
+    tiers: Mapping[str, str] = field(default_factory=lambda: {"batch": "1/2", "flex": "1/2"})
+    ignores: Sequence[str] = ()
+    rejects: Sequence[str] = ()
+    decisions: bool = True
+    systemone: bool = False
+    api_key: str | None = None
+    faults: Faults = Faults()
+    rate_limits: RateLimits | None = None
+    batching: Batching = Batching()
+    delay_s: float = 0.0
+    slow_s: float = 0.3
+    observer: Callable[[str, Asked], None] | None = None
+    bill_path: str | Path | None = None
+    port: int = 0
+
+    def to_json(self) -> str:
+        """Write all that a process of its own needs."""
+        if self.model is not None or self.observer is not None:
+            raise ValueError(
+                "a model or an observer is a function, which no other process can be handed; use cashier()"
+            )
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """Read what `to_json` wrote."""
+        found = json.loads(text)
+        inner = {"prices": Prices, "faults": Faults, "rate_limits": RateLimits, "batching": Batching}
+        for name, kind in inner.items():
+            found[name] = None if found[name] is None else kind(**found[name])
+        return cls(**found | {"reasoning": tuple(found["reasoning"])})
+
+
+@dataclass
+class Asked:
+    """A request that arrived: ``status`` and ``fault`` as it was answered, ``delivered`` once all of its answer left.
+
+    ``key``: of path and body; ``client_id``: header ``X-Client-Request-Id``; ``connection``: its number, from 0.
+    """
+
+    number: int
+    method: str
+    path: str
+    key: str
+    client_id: str | None
+    connection: int
+    status: int | None = None
+    fault: str | None = None
+    delivered: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: bytes = field(default=b"", repr=False)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the bill: an answer, what it was made of and its exact dollars. ``asked``: number of its request."""
+
+    asked: int
+    path: str
+    key: str
+    usd: Fraction
+    usage: Usage
+    tier: str
+    fault: str | None = None
+    custom_id: str | None = None
+
+
+@dataclass
+class Books:
+    """All that arrived and all that is owed."""
+
+    requests: list[Asked] = field(default_factory=list)
+    bill: list[Line] = field(default_factory=list)
+
+    @property
+    def billed(self) -> Fraction:
+        """Dollars, exact."""
+        return sum((line.usd for line in self.bill), Fraction())
+
+    @property
+    def billed_micros(self) -> int:
+        """Millionths of dollars, rounded up once."""
+        return math.ceil(self.billed * MICROS)
+
+    def counts(self, path: str = CHAT) -> Counter[str]:
+        """Times each body arrived, by key."""
+        return Counter(asked.key for asked in self.requests if asked.path == path)
+
+    def counts_billed(self) -> Counter[str]:
+        """Times each body was billed, by key."""
+        return Counter(line.key for line in self.bill)
+
+    def counts_by_id(self) -> Counter[str]:
+        """Times each id of a customer's own arrived: header ``X-Client-Request-Id``, or a batch's ``custom_id`` that was billed."""
+        named = [asked.client_id for asked in self.requests] + [line.custom_id for line in self.bill]
+        return Counter(name for name in named if name is not None)
+
+    def undelivered(self) -> list[Line]:
+        """Lines whose answer the customer has not got whole, by what the server could see."""
+        delivered = {asked.number for asked in self.requests if asked.delivered}
+        return [line for line in self.bill if line.custom_id is None and line.asked not in delivered]
+
+
+def read_bill(path: str | Path) -> Books:
+    """Read the file of a cashier, whose last line may be cut."""
+    ledger, by_number = Books(), {}
+    text = Path(path).read_text() if Path(path).exists() else ""
+    for record in (json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")):
+        event = record.pop("event")
+        if event == "arrived":
+            by_number[record["number"]] = Asked(**record)
+            ledger.requests.append(by_number[record["number"]])
+        elif event == "answered":
+            by_number[record["number"]].__dict__.update(record)
+        else:
+            record |= {"usd": Fraction(record["usd"]), "usage": Usage(**record["usage"])}
+            ledger.bill.append(Line(**record))
+    return ledger
+
+
+@dataclass
+class Batch:
+    """A batch as the provider keeps it."""
+
+    id: str
+    input_file_id: str
+    endpoint: str
+    metadata: Mapping[str, str] | None
+    created_at: int
+    status: str = "validating"
+    polls: int = 0
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    usd: Fraction = Fraction()
+
+    @property
+    def is_over(self) -> bool:
+        return self.status in ("completed", "expired", "failed", "cancelled")
+
+    def to_json(self) -> dict[str, Any]:
+        at = self.created_at
+        times = {name: at if self.status == name else None for name in ("completed", "expired", "failed", "cancelled")}
+        return {
+            "id": self.id,
+            "object": "batch",
+            "endpoint": self.endpoint,
+            "errors": {"object": "list", "data": self.errors} if self.errors else None,
+            "input_file_id": self.input_file_id,
+            "completion_window": "24h",
+            "status": self.status,
+            "output_file_id": self.output_file_id,
+            "error_file_id": self.error_file_id,
+            "created_at": at,
+            "in_progress_at": None if self.status == "validating" else at,
+            "expires_at": at + 86_400,
+            **{f"{name}_at": moment for name, moment in times.items()},
+            "request_counts": {name: self.counts[name] for name in ("total", "completed", "failed")},
+            "metadata": self.metadata,
+        }
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that was uploaded or written by a batch."""
+
+    id: str
+    name: str
+    purpose: str
+    content: bytes
+    created_at: int
+
+    def to_json(self) -> dict[str, Any]:
+        kept = {"id": self.id, "filename": self.name, "purpose": self.purpose, "created_at": self.created_at}
+        return {**kept, "object": "file", "bytes": len(self.content), "status": "processed"}
+
+
+@dataclass
+class Reply:
+    """What is sent: ``manner``: how, where a fault says it: ``reset``, ``truncated``, ``stall``, ``slow`` or ``hang``."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+    manner: str | None = None
+
+
+class Refusal(Exception):
+    """An error that the provider answers with."""
+
+    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.reply = Reply(status, error_body(code, message, param=param))
+
+
+class Cashier(Books):
+    """The provider's state and its answers; `cashier` and `cashier_process` have it speak HTTP."""
+
+    def __init__(self, settings: Settings) -> None:
+        earlier = read_bill(settings.bill_path) if settings.bill_path else Books()
+        super().__init__(earlier.requests, earlier.bill)
+        self.settings = settings
+        self.files: dict[str, File] = {}
+        self.batches: dict[str, Batch] = {}
+        self.connections = self.open_connections = self.most_connections = 0
+        self.in_flight = self.most_in_flight = 0
+        self.url = ""
+        self._rule = KeywordModel(settings.keywords, settings.certainty, settings.noise, settings.seed)
+        self._cache = PrefixCache(settings.cache_block, settings.cache_from)
+        self._limiter = _Limiter(settings.rate_limits) if settings.rate_limits else None
+        self._attempts: Counter[str] = Counter()
+        self._samples: Counter[str] = Counter()
+        self._arrivals = 0
+        self._ids = 0
+        self._last_id: str | None = None
+        self._file = open(settings.bill_path, "a") if settings.bill_path else None  # noqa: SIM115
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.url}/v1"
+
+    def close(self) -> None:
+        """Close the bill's file."""
+        if self._file:
+            self._file.close()
+
+    def finish_batches(self) -> None:
+        """Do the work of all open batches now, from any thread but the server's own."""
+        assert self._loop is not None
+        for batch in list(self.batches.values()):
+            asyncio.run_coroutine_threadsafe(self._run_batch(batch), self._loop).result()
+
+    def set_faults(self, faults: Faults) -> None:
+        """Change what goes wrong from here on; attempts and arrivals are counted anew."""
+        self.settings = replace(self.settings, faults=faults)
+        self._attempts.clear()
+        self._arrivals = 0
+
+    # Requests
+
+    async def handle(self, asked: Asked, query: Mapping[str, str], authorization: str | None) -> Reply:
+        """Answer one request: from its arrival to its line on the bill."""
+        self.requests.append(asked)
+        self._tell("arrived", asked)
+        try:
+            reply = await self._handle(asked, query, authorization)
+        except Refusal as refusal:
+            reply = refusal.reply
+        reply.headers["x-request-id"] = f"req_{asked.number}"
+        asked.status = reply.status
+        return reply
+
+    def sent(self, asked: Asked, delivered: bool) -> None:
+        """Note that all that will be sent has been."""
+        asked.delivered = delivered
+        self._tell("sent", asked)
+
+    def _tell(self, event: str, asked: Asked) -> None:
+        if event == "arrived":
+            names = ("number", "method", "path", "key", "client_id", "connection")
+            self._write("arrived", {name: getattr(asked, name) for name in names})
+        elif event == "sent":
+            self._write("answered", {name: getattr(asked, name) for name in ("number", "status", "fault", "delivered")})
+        if self.settings.observer:
+            self.settings.observer(event, asked)
+
+    def _write(self, event: str, record: Mapping[str, Any]) -> None:
+        if self._file:
+            self._file.write(json.dumps({"event": event, **record}) + "\n")
+            self._file.flush()
+
+    async def _handle(self, asked: Asked, query: Mapping[str, str], authorization: str | None) -> Reply:
+        settings = self.settings
+        if settings.api_key is not None and authorization != f"Bearer {settings.api_key}":
+            given = (authorization or "").removeprefix("Bearer ")
+            raise Refusal(401, "invalid_api_key", f"Incorrect API key provided: {given}. Find yours in your account.")
+        fault = None
+        if any(asked.path.startswith(path) for path in settings.faults.on):
+            fault = asked.fault = settings.faults.of(asked.key, self._attempts[asked.key], self._arrivals)
+            self._attempts[asked.key] += 1
+            self._arrivals += 1
+        if fault in REFUSED:
+            status, headers, body = refused(fault)
+            return Reply(status, body, headers)
+        if fault == "html_200":
+            return Reply(200, HTML, {"Content-Type": "text/html; charset=utf-8"})
+        if fault in ("reset_before", "hang"):
+            return Reply(0, b"", manner="reset" if fault == "reset_before" else "hang")
+        if asked.path in (CHAT, DECISIONS, SYSTEMONE) and asked.method == "POST":
+            reply = await self._paid(asked, fault)
+        else:
+            reply = await self._free(asked, query)
+        manners = {"reset_after": "reset", "truncated": "truncated", "stall": "stall", "slow": "slow"}
+        reply.manner = manners.get(fault or "")
+        return reply
+
+    async def _paid(self, asked: Asked, fault: str | None) -> Reply:
+        body = self._body(asked.body)
+        headers = self._limiter.take(body) if self._limiter else {}
+        await asyncio.sleep(self.settings.delay_s)
+        reply, usage = await self._work(asked.path, body)
+        reply.headers |= headers
+        if usage is None:
+            return reply
+        tier = body.get("service_tier", "default")
+        self._bill(asked, usage, tier if tier in self.settings.tiers else "default", fault)
+        self._tell("billed", asked)
+        is_json = reply.headers.get("Content-Type", "application/json").startswith("application/json")
+        if fault is not None and is_json and fault not in (*CUTTING, "slow"):
+            reply.body = spoil(fault, reply.body, self._last_id)
+        elif is_json:
+            self._last_id = json.loads(reply.body).get("id", self._last_id)
+        return reply
+
+    def _body(self, raw: bytes) -> Body:
+        try:
+            body = json.loads(raw)
+        except ValueError:
+            raise Refusal(400, "invalid_json", "We could not parse the JSON body of your request.") from None
+        if not isinstance(body, dict) or not isinstance(body.get("model"), str):
+            raise Refusal(400, "missing_required_parameter", "you must provide a model parameter", "model")
+        return body
+
+    def _bill(self, asked: Asked, usage: Usage, tier: str, fault: str | None, custom_id: str | None = None) -> Fraction:
+        usd = self.settings.prices.cost(usage, Fraction(self.settings.tiers.get(tier, "1")))
+        key = asked.key if custom_id is None else key_of(asked.path, custom_id)
+        line = Line(asked.number, asked.path, key, usd, usage, tier, fault, custom_id)
+        self.bill.append(line)
+        self._write("billed", {**line.__dict__, "usd": str(usd), "usage": asdict(usage)})
+        return usd
+
+    # Work
+
+    async def _work(self, path: str, body: Body) -> tuple[Reply, Usage | None]:
+        """Answer a question, and say what it is billed; ``None`` for an error."""
+        for name in self.settings.rejects:
+            if name in body:
+                message = f"Unsupported parameter: '{name}' is not supported with this model."
+                raise Refusal(400, "unsupported_parameter", message, name)
+        if path == CHAT:
+            body = {name: value for name, value in body.items() if name not in self.settings.ignores}
+            return await self._forward(path, body) if self.settings.upstream else self._chat(body)
+        if path == SYSTEMONE and self.settings.upstream and not self.settings.systemone:
+            return await self._forward(path, body)
+        if not (self.settings.decisions if path == DECISIONS else self.settings.systemone):
+            raise Refusal(404, "not_found", f"Invalid URL (POST /v1{path})")
+        return self._decide(body) if path == DECISIONS else self._decide_plainly(body)
+
+    def _usage(self, body: Body, n_output: int = 0, n_reasoning: int = 0) -> Usage:
+        tokens = prompt_tokens(body)
+        cached, written = self._cache.read(tokens)
+        return Usage(len(tokens), cached, written if self.settings.cache_writes else 0, n_output, n_reasoning)
+
+    def _new_id(self, prefix: str) -> str:
+        self._ids += 1
+        return f"{prefix}{self._ids:08d}"
+
+    def _chat(self, body: Body) -> tuple[Reply, Usage]:
+        _check_chat(body)
+        key = key_of(CHAT, body)
+        self._samples[key] += 1
+        numbers = draw(self.settings.seed, key, self._samples[key])
+        contents = (self.settings.model or self._rule)(body)
+        n = body.get("n") or 1
+        choices = [speak(contents, body, numbers, self.settings.reasoning) for _ in range(n)]
+        usage = self._usage(body, sum(each.n_output for each in choices), sum(each.n_reasoning for each in choices))
+        head = {"id": self._new_id("chatcmpl-"), "created": int(time.time()), "model": body["model"]}
+        if body.get("stream"):
+            return self._stream(head, choices[0].content, choices[0].finish, usage, body), usage
+        listed = [
+            {
+                "index": i,
+                "finish_reason": each.finish,
+                "message": {"role": "assistant", "content": each.content, "refusal": None, "annotations": []},
+                "logprobs": {"content": each.logprobs, "refusal": None} if body.get("logprobs") else None,
+            }
+            for i, each in enumerate(choices)
+        ]
+        tier = body.get("service_tier")
+        document = {**head, "object": "chat.completion", "choices": listed}
+        document["usage"] = usage.as_chat(self.settings.cache_writes)
+        document["service_tier"] = tier if tier in self.settings.tiers else "default"
+        return Reply(200, json.dumps(document).encode()), usage
+
+    def _stream(self, head: Mapping[str, Any], content: str, finish: str, usage: Usage, body: Body) -> Reply:
+        head = {**head, "object": "chat.completion.chunk"}
+        deltas: list[tuple[dict[str, Any], str | None]] = [({"role": "assistant", "content": ""}, None)]
+        deltas += [({"content": token}, None) for token in tokens_of(content)] + [({}, finish)]
+        chunks = [{**head, "choices": [{"index": 0, "delta": d, "finish_reason": f}]} for d, f in deltas]
+        if (body.get("stream_options") or {}).get("include_usage"):
+            chunks.append({**head, "choices": [], "usage": usage.as_chat(self.settings.cache_writes)})
+        text = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+        return Reply(200, text.encode(), {"Content-Type": "text/event-stream"})
+
+    def _decide(self, body: Body) -> tuple[Reply, Usage]:
+        questions = body.get("questions")
+        if not isinstance(questions, list) or not 1 <= len(questions) <= 400:
+            raise Refusal(400, "invalid_value", "'questions' must hold 1 to 400 questions", "questions")
+        for question in questions:
+            values = [(type(c["value"]), c["value"]) for c in question.get("choices", ())]
+            is_wrong = question.get("type") not in ("predicate", "choice", "score") or not question.get("instructions")
+            if is_wrong or (question["type"] == "choice" and not 2 <= len(values) <= 255):
+                raise Refusal(
+                    400, "invalid_value", "a question needs a type, instructions and 2 to 255 choices", "questions"
+                )
+            if len(set(values)) != len(values):
+                raise Refusal(400, "invalid_value", "choices must be unique", "questions")
+        subject, usage = subject_of(body), self._usage(body)
+        answers = [decide(self._rule, question, subject) for question in questions]
+        document = {"answers": answers, "model": body["model"], "usage": usage.as_decision()}
+        return Reply(200, json.dumps(document).encode()), usage
+
+    def _decide_plainly(self, body: Body) -> tuple[Reply, Usage]:
+        if unknown := set(body) - {"model", "state", "questions", "assets"}:
+            raise Refusal(422, "value_error", f"extra inputs are not permitted: {', '.join(sorted(unknown))}")
+        subject, usage = subject_of(body), self._usage(body)
+        answers = {name: decide_plainly(self._rule, each, subject) for name, each in body["questions"].items()}
+        document = {
+            "model": body["model"],
+            "answers": answers,
+            "usage": {"input_tokens": usage.input, "output_tokens": 0},
+        }
+        return Reply(200, json.dumps(document).encode()), Usage(usage.input)
+
+    async def _forward(self, path: str, body: Body) -> tuple[Reply, Usage | None]:
+        """Have the server behind it answer, and read the usage that it names, of streams in a last chunk that is asked for."""
+        wants_usage = (body.get("stream_options") or {}).get("include_usage", False)
+        sent = {**body, "stream_options": {"include_usage": True}} if body.get("stream") else body
+        assert self.settings.upstream is not None
+        status, kind, answer = await _post(self.settings.upstream + path, sent, self.settings.upstream_key)
+        if status != 200:
+            return Reply(status, answer, {"Content-Type": kind}), None
+        if not body.get("stream"):
+            return Reply(200, answer, {"Content-Type": kind}), _usage_of(json.loads(answer)["usage"])
+        events = [event for event in answer.split(b"\n\n") if event.strip()]
+        (at,) = (i for i, event in enumerate(events) if b'"usage"' in event and b"[DONE]" not in event)
+        usage = _usage_of(json.loads(events[at].removeprefix(b"data: "))["usage"])
+        if not wants_usage and b'"choices":[]' in events[at]:
+            del events[at]
+        return Reply(200, b"\n\n".join(events) + b"\n\n", {"Content-Type": "text/event-stream"}), usage
+
+    # Files and batches
+
+    async def _free(self, asked: Asked, query: Mapping[str, str]) -> Reply:
+        match (asked.method, *asked.path.strip("/").split("/")):
+            case ("GET", "models"):
+                names = [{"id": self.settings.model_name, "object": "model", "created": 0, "owned_by": "tests"}]
+                return _json({"object": "list", "data": names})
+            case ("POST", "files"):
+                return _json(self._upload(asked).to_json())
+            case ("GET", "files"):
+                return _listed(list(self.files.values()), query)
+            case ("GET", "files", name):
+                return _json(self._find(self.files, name).to_json())
+            case ("GET", "files", name, "content"):
+                return Reply(200, self._find(self.files, name).content, {"Content-Type": "application/octet-stream"})
+            case ("DELETE", "files", name):
+                self._find(self.files, name)
+                del self.files[name]
+                return _json({"id": name, "object": "file", "deleted": True})
+            case ("POST", "batches"):
+                return _json(self._create(asked).to_json())
+            case ("GET", "batches"):
+                return _listed(list(self.batches.values()), query)
+            case ("GET", "batches", name):
+                return _json((await self._poll(self._find(self.batches, name))).to_json())
+            case ("POST", "batches", name, "cancel"):
+                batch = self._find(self.batches, name)
+                batch.status = batch.status if batch.is_over else "cancelled"
+                return _json(batch.to_json())
+        raise Refusal(404, "not_found", f"Invalid URL ({asked.method} /v1{asked.path})")
+
+    def _find(self, kept: Mapping[str, Any], name: str) -> Any:
+        if name not in kept:
+            raise Refusal(404, "not_found", f"No such object: {name}")
+        return kept[name]
+
+    def _keep(self, name: str, purpose: str, content: bytes) -> File:
+        kept = File(self._new_id("file-"), name, purpose, content, int(time.time()))
+        self.files[kept.id] = kept
+        return kept
+
+    def _upload(self, asked: Asked) -> File:
+        parts = _parts(asked.headers.get("content-type", ""), asked.body)
+        if "file" not in parts or "purpose" not in parts:
+            raise Refusal(400, "missing_required_parameter", "a file and its purpose are needed")
+        name, content = parts["file"]
+        if len(content) > 512_000_000:
+            raise Refusal(413, "file_too_large", "Maximum file size exceeded")
+        return self._keep(name or "upload", parts["purpose"][1].decode(), content)
+
+    def _create(self, asked: Asked) -> Batch:
+        body = json.loads(asked.body)
+        given = self._find(self.files, body.get("input_file_id", ""))
+        if given.purpose != "batch" or body.get("completion_window") != "24h":
+            raise Refusal(400, "invalid_value", "a batch takes a file of purpose 'batch' and the window '24h'")
+        metadata = body.get("metadata")
+        too_long = metadata and (len(metadata) > 16 or any(len(k) > 64 or len(v) > 512 for k, v in metadata.items()))
+        if too_long:
+            raise Refusal(400, "invalid_value", "metadata: up to 16 pairs of 64 and 512 characters", "metadata")
+        if body.get("endpoint") != "/v1/chat/completions":
+            raise Refusal(400, "invalid_value", f"no batches of {body.get('endpoint')}", "endpoint")
+        batch = Batch(self._new_id("batch_"), given.id, body["endpoint"], metadata, int(time.time()))
+        self.batches[batch.id] = batch
+        return batch
+
+    async def _poll(self, batch: Batch) -> Batch:
+        batch.polls += 1
+        if batch.polls >= self.settings.batching.polls:
+            await self._run_batch(batch)
+        elif not batch.is_over:
+            batch.status = "in_progress"
+        return batch
+
+    async def _run_batch(self, batch: Batch) -> None:
+        if batch.is_over or batch.status == "finalizing":
+            return
+        batch.status = "finalizing"
+        requests = self._requests_of(batch)
+        if batch.errors:
+            batch.status = "failed"
+            return
+        batch.counts["total"] = len(requests)
+        done = [(line, await self._run_one(batch, line)) for line in requests]
+        # The order of answers is not that of the requests.
+        draw(self.settings.batching.seed, batch.id).shuffle(done)
+        outputs = [answer for _, answer in done if answer["error"] is None and answer["response"]["status_code"] == 200]
+        errors = [
+            answer for _, answer in done if not (answer["error"] is None and answer["response"]["status_code"] == 200)
+        ]
+        batch.counts |= Counter(completed=len(outputs), failed=len(errors))
+        if outputs:
+            batch.output_file_id = self._keep(f"{batch.id}_output.jsonl", "batch_output", _lines(outputs)).id
+        if errors:
+            batch.error_file_id = self._keep(f"{batch.id}_error.jsonl", "batch_output", _lines(errors)).id
+        batch.status = "expired" if any(answer["error"] for answer in errors) else "completed"
+
+    def _requests_of(self, batch: Batch) -> list[dict[str, Any]]:
+        limits, content = self.settings.batching, self.files[batch.input_file_id].content
+        requests = []
+        seen: set[str] = set()
+        for number, text in enumerate(content.splitlines(), 1):
+            try:
+                line = json.loads(text)
+                name = line["custom_id"]
+                is_fine = line["method"] == "POST" and line["url"] == batch.endpoint and isinstance(line["body"], dict)
+            except (ValueError, KeyError, TypeError):
+                name, is_fine = "", False
+            if not is_fine or name in seen:
+                code = "duplicate_custom_id" if is_fine else "invalid_json_line"
+                batch.errors.append({"code": code, "line": number, "message": f"{code}: line {number}", "param": None})
+            seen.add(name)
+            requests.append(line)
+        if not requests or len(requests) > limits.max_requests or len(content) > limits.max_bytes or limits.invalid:
+            message = f"{len(requests)} requests of {len(content)} bytes were turned down"
+            batch.errors.append({"code": "invalid_batch", "line": None, "message": message, "param": None})
+        return requests
+
+    async def _run_one(self, batch: Batch, line: Mapping[str, Any]) -> dict[str, Any]:
+        custom_id, body = line["custom_id"], line["body"]
+        found = {"id": self._new_id("batch_req_"), "custom_id": custom_id, "response": None, "error": None}
+        outcome = self.settings.batching.outcome(custom_id)
+        if outcome == "expired":
+            message = "This request could not be executed before the completion window expired."
+            return found | {"error": {"code": "batch_expired", "message": message}}
+        request_id = self._new_id("req_batch_")
+        usage = None
+        if outcome == "failed":
+            status, _, answer = refused("500")
+        else:
+            try:
+                reply, usage = await self._work(CHAT, self._body(json.dumps(body).encode()))
+                status, answer = reply.status, reply.body
+            except Refusal as refusal:
+                status, answer = refusal.reply.status, refusal.reply.body
+        if usage is not None:
+            asked = Asked(-1, "POST", CHAT, "", None, -1)
+            batch.usd += self._bill(asked, usage, "batch", outcome, custom_id)
+            if outcome is not None:
+                answer = spoil(outcome, answer, self._last_id)
+        return found | {"response": {"status_code": status, "request_id": request_id, "body": json.loads(answer)}}
+
+
+class _Limiter:
+    """Two buckets, of requests and tokens, and the headers that speak of them."""
+
+    def __init__(self, limits: RateLimits) -> None:
+        self._limits = limits
+        self._left = {"requests": float(limits.requests), "tokens": float(limits.tokens)}
+        self._at = time.monotonic()
+
+    def take(self, body: Body) -> dict[str, str]:
+        """Take one request and the tokens it may need at most, or refuse it."""
+        now = time.monotonic()
+        most = {"requests": self._limits.requests, "tokens": self._limits.tokens}
+        wanted = {"requests": 1, "tokens": len(prompt_tokens(body)) + (body.get("max_completion_tokens") or 0)}
+        rate = {name: most[name] / self._limits.per_s for name in most}
+        for name in most:
+            self._left[name] = min(most[name], self._left[name] + (now - self._at) * rate[name])
+        self._at = now
+        waits = max((wanted[name] - self._left[name]) / rate[name] for name in most)
+        if waits <= 0:
+            for name in most:
+                self._left[name] -= wanted[name]
+        headers = {}
+        for name in most:
+            headers[f"x-ratelimit-limit-{name}"] = str(most[name])
+            headers[f"x-ratelimit-remaining-{name}"] = str(max(0, int(self._left[name])))
+            headers[f"x-ratelimit-reset-{name}"] = _duration((most[name] - self._left[name]) / rate[name])
+        if waits > 0:
+            refusal = Refusal(
+                429, "rate_limit_exceeded", f"Rate limit reached. Please try again in {_duration(waits)}."
+            )
+            refusal.reply.headers = {
+                **headers,
+                "Retry-After": str(math.ceil(waits)),
+                "retry-after-ms": str(math.ceil(waits * 1000)),
+            }
+            raise refusal
+        return headers
+
+
+def _duration(seconds: float) -> str:
+    """Write seconds as the headers do: ``250ms``, ``1.5s``, ``2m3s``."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    return f"{seconds:.3g}s" if seconds < 60 else f"{int(seconds // 60)}m{int(seconds % 60)}s"
+
+
+def _check_chat(body: Body) -> None:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise Refusal(400, "missing_required_parameter", "Missing required parameter: 'messages'.", "messages")
+    for message in messages_of(body):
+        if message.get("role") not in ("system", "developer", "user", "assistant"):
+            raise Refusal(400, "invalid_value", f"Invalid role: {message.get('role')!r}", "messages")
+    if body.get("top_logprobs") and not body.get("logprobs"):
+        raise Refusal(400, "invalid_value", "'top_logprobs' needs 'logprobs'", "top_logprobs")
+    if not 0 <= (body.get("top_logprobs") or 0) <= 20:
+        raise Refusal(400, "invalid_value", "'top_logprobs' must be from 0 to 20", "top_logprobs")
+    schema = schema_of(body)
+    if (body.get("response_format") or {}).get("type") == "json_schema" and schema is None:
+        raise Refusal(400, "invalid_json_schema", "'json_schema' holds no schema", "response_format")
+
+
+def _usage_of(usage: Mapping[str, Any]) -> Usage:
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+    n_in, n_out = usage.get("prompt_tokens", usage.get("input_tokens", 0)), usage.get("completion_tokens", 0)
+    return Usage(n_in, details.get("cached_tokens", 0), details.get("cache_write_tokens", 0), n_out)
+
+
+def _json(document: object) -> Reply:
+    return Reply(200, json.dumps(document).encode())
+
+
+def _listed(kept: Sequence[Any], query: Mapping[str, str]) -> Reply:
+    """A page, newest first: ``limit`` of those that come ``after`` one."""
+    names = [each.id for each in kept[::-1]]
+    start = names.index(query["after"]) + 1 if query.get("after") in names else 0
+    end = start + int(query.get("limit", 20))
+    shown = [each.to_json() for each in kept[::-1][start:end]]
+    ends = {"first_id": shown[0]["id"] if shown else None, "last_id": shown[-1]["id"] if shown else None}
+    return _json({"object": "list", "data": shown, "has_more": end < len(names), **ends})
+
+
+def _lines(documents: Iterable[object]) -> bytes:
+    return b"".join(json.dumps(document).encode() + b"\n" for document in documents)
+
+
+def _parts(kind: str, body: bytes) -> dict[str, tuple[str | None, bytes]]:
+    """Parts of a form by name: the name of the file and the content."""
+    boundary = kind.partition("boundary=")[2].strip('"').encode()
+    parts: dict[str, tuple[str | None, bytes]] = {}
+    for part in body.split(b"--" + boundary)[1:-1] if boundary else ():
+        head, _, content = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
+        found = dict(
+            piece.strip().split("=", 1)
+            for piece in head.decode("utf-8", "replace").replace("\r\n", ";").split(";")
+            if "=" in piece
+        )
+        name, file_name = found.get("name", "").strip('"'), found.get("filename")
+        parts[name] = (file_name.strip('"') if file_name else None, content.removesuffix(b"\r\n"))
+    return parts
+
+
+async def _post(url: str, body: Body, key: str | None) -> tuple[int, str, bytes]:
+    """Ask the server behind: status, content type and body."""
+    where = urlsplit(url)
+    reader, writer = await asyncio.open_connection(where.hostname, where.port)
+    try:
+        content = json.dumps(body).encode()
+        authorization = f"Authorization: Bearer {key}\r\n" if key else ""
+        head = (
+            f"POST {where.path} HTTP/1.1\r\nHost: {where.netloc}\r\n{authorization}Content-Type: application/json\r\n"
+            f"Content-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+        )
+        writer.write(head.encode() + content)
+        status, headers = _head(await reader.readuntil(b"\r\n\r\n"))
+        answer = await reader.read(-1)
+    finally:
+        writer.close()
+    if headers.get("transfer-encoding") == "chunked":
+        whole = b""
+        while answer:
+            size, _, answer = answer.partition(b"\r\n")
+            n = int(size, 16)
+            whole, answer = whole + answer[:n], answer[n + 2 :] if n else b""
+        answer = whole
+    return int(status.split(" ", 2)[1]), headers.get("content-type", ""), answer
+
+
+def _head(raw: bytes) -> tuple[str, dict[str, str]]:
+    first, *lines = raw.decode("latin-1").split("\r\n")
+    pairs = (line.split(":", 1) for line in lines if line)
+    return first, {name.strip().lower(): value.strip() for name, value in pairs}
+
+
+# HTTP
+
+
+async def _connection(till: Cashier, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    number = till.connections
+    till.connections += 1
+    till.open_connections += 1
+    till.most_connections = max(till.most_connections, till.open_connections)
+    with suppress(ConnectionError, asyncio.IncompleteReadError):
+        while await _exchange(till, number, reader, writer):
+            pass
+    till.open_connections -= 1
+    writer.close()
+
+
+async def _exchange(till: Cashier, connection: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    """Read one request and answer it; whether the connection stays."""
+    first, headers = _head(await reader.readuntil(b"\r\n\r\n"))
+    body = await reader.readexactly(int(headers.get("content-length", 0)))
+    authorization = headers.pop("authorization", None)
+    method, target, _ = first.split(" ", 2)
+    where = urlsplit(target)
+    path = where.path.removeprefix("/v1")
+    is_json = headers.get("content-type", "").startswith("application/json")
+    key = key_of(path, _plain(body) if is_json else [method, body.hex()])
+    client_id = headers.get("x-client-request-id")
+    asked = Asked(len(till.requests), method, path, key, client_id, connection, headers=headers, body=body)
+    till.in_flight += 1
+    till.most_in_flight = max(till.most_in_flight, till.in_flight)
+    try:
+        query = {name: values[-1] for name, values in parse_qs(where.query).items()}
+        reply = await till.handle(asked, query, authorization)
+        stays = await _send(till, reply, writer)
+    except BaseException:
+        # The customer left, or the cashier is being stopped: what was billed stays billed.
+        till.sent(asked, delivered=False)
+        raise
+    finally:
+        till.in_flight -= 1
+    is_there = not reader.at_eof()
+    till.sent(asked, delivered=is_there and reply.manner in (None, "slow"))
+    return stays and is_there and headers.get("connection", "").lower() != "close"
+
+
+def _plain(body: bytes) -> object:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return body.decode("latin-1")
+
+
+async def _send(till: Cashier, reply: Reply, writer: asyncio.StreamWriter) -> bool:
+    """Send an answer in the manner that its fault says; whether the connection stays."""
+    if reply.manner == "hang":
+        await asyncio.sleep(3600)
+    if reply.manner == "reset":
+        _reset(writer)
+        return False
+    n_bytes = len(reply.body)
+    headers = {"Content-Type": "application/json", **reply.headers, "Content-Length": str(n_bytes)}
+    lines = [
+        f"HTTP/1.1 {reply.status} {_REASONS.get(reply.status, 'Error')}",
+        *(f"{k}: {v}" for k, v in headers.items()),
+    ]
+    writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+    if reply.manner == "stall":
+        await writer.drain()
+        await asyncio.sleep(3600)
+    if reply.manner == "truncated":
+        writer.write(reply.body[: n_bytes // 2])
+        await writer.drain()
+        return False
+    n_pieces = 8 if reply.manner == "slow" else 1
+    step = max(1, math.ceil(n_bytes / n_pieces))
+    for start in range(0, n_bytes, step):
+        if n_pieces > 1:
+            await writer.drain()
+            await asyncio.sleep(till.settings.slow_s / n_pieces)
+        writer.write(reply.body[start : start + step])
+    await writer.drain()
+    return True
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """End the connection by a reset, which loses what is under way."""
+    found: socket.socket = writer.get_extra_info("socket")
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+async def serve(till: Cashier, ready: Callable[[], None]) -> None:
+    """Answer until cancelled."""
+    running: set[asyncio.Task[None]] = set()
+
+    def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(_connection(till, reader, writer))
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+    server = await asyncio.start_server(begin, "127.0.0.1", till.settings.port, limit=1 << 20, backlog=512)
+    till._loop = asyncio.get_running_loop()
+    till.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    ready()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        server.close()
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        till.close()
+
+
+@contextmanager
+def cashier(settings: Settings | None = None, **changes: Any) -> Iterator[Cashier]:
+    """Run a provider in a thread of this process; ``changes``: settings by name."""
+    till = Cashier(replace(settings or Settings(), **changes))
+    ready = threading.Event()
+    stop: list[Callable[[], object]] = []
+    failures: list[BaseException] = []
+
+    async def main() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+        stop.append(lambda: loop.call_soon_threadsafe(task.cancel))
+        with suppress(asyncio.CancelledError):
+            await serve(till, ready.set)
+
+    def run() -> None:
+        try:
+            asyncio.run(main())
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=run, name="cashier", daemon=True)
+    thread.start()
+    ready.wait()
+    if failures:
+        raise failures[0]
+    try:
+        yield till
+    finally:
+        stop[0]()
+        thread.join()
+
+
+@dataclass(frozen=True)
+class FarCashier:
+    """A provider in a process of its own; its books are read from its file."""
+
+    url: str
+    bill_path: Path
+    pid: int
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.url}/v1"
+
+    @property
+    def books(self) -> Books:
+        """What it has written down so far."""
+        return read_bill(self.bill_path)
+
+
+@contextmanager
+def cashier_process(folder: Path, settings: Settings | None = None, **changes: Any) -> Iterator[FarCashier]:
+    """Run a provider in a process of its own, which ends with the block, or with this process; its books are in ``folder``."""
+    whole = replace(settings or Settings(), **{"bill_path": folder / "bill.jsonl", **changes})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.json").write_text(whole.to_json())
+    command = [sys.executable, "-m", "tests.cashier", str(folder / "settings.json")]
+    path = os.pathsep.join(each for each in (str(ROOT), os.environ.get("PYTHONPATH")) if each)
+    far = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert far.stdin is not None
+    assert far.stdout is not None
+    try:
+        url = far.stdout.readline().strip()
+        if not url:
+            raise RuntimeError(f"the cashier ended with status {far.wait()} before it answered")
+        yield FarCashier(url, Path(str(whole.bill_path)), far.pid)
+    finally:
+        far.stdin.close()
+        far.wait()
+        far.stdout.close()
+
+
+def main() -> None:
+    """Run a provider until standard input closes."""
+    settings = Settings.from_json(Path(sys.argv[1]).read_text())
+    with cashier(settings) as till:
+        print(till.url, flush=True)
+        with suppress(KeyboardInterrupt):
+            while sys.stdin.read(1):
+                pass
+
+
+if __name__ == "__main__":
+    main()
