@@ -269,9 +269,9 @@ class Cashier(HttpServer, Books):
         asked.status = reply.status
         return reply
 
-    def sent(self, asked: Asked, delivered: bool) -> None:
-        """Note that all that will be sent has been."""
-        asked.delivered = delivered
+    def leaves(self, asked: Asked, whole: bool) -> None:
+        """Note how the answer leaves."""
+        asked.delivered = whole
         self._tell("sent", asked)
 
     def _tell(self, event: str, asked: Asked) -> None:

@@ -14,7 +14,7 @@ from hypothesis import settings
 from outlay.train import timing
 from tests.checkpoints import make_checkpoint
 from tests.llm_server import API_KEY, LlamaServer, NoLlama, llama_server, write_model
-from tests.skips import pytest_configure, pytest_runtest_setup, pytest_terminal_summary
+from tests.skips import pytest_configure, pytest_runtest_setup, pytest_terminal_summary, skip_without
 
 if TYPE_CHECKING:
     from tests.runs import FamilyWorld, World
@@ -78,7 +78,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaServer]:
         with llama_server(model, api_key=API_KEY) as server:
             yield server
     except NoLlama as error:
-        pytest.skip(str(error))
+        skip_without("llama", str(error))
 
 
 @pytest.fixture(scope="session")

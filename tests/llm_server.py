@@ -18,7 +18,7 @@ from typing import Any
 API_KEY = "local-key"
 ALIAS = "tiny"
 ROOT = Path(__file__).parent.parent
-NO_LLAMA = "no llama.cpp: pip install 'outlay[dev]', which has xllamacpp and gguf"
+NO_LLAMA = "no server of llama.cpp: pip install 'outlay[dev]', which has xllamacpp and gguf"
 
 _NO_LIBRARY = 3
 """Exit status where the wheel cannot be imported."""

@@ -34,7 +34,8 @@ BILLED = (
 )
 """Faults after the work was done, which the provider bills as it bills any other."""
 NAMES = (*UNBILLED, *BILLED)
-ON_THE_WIRE: dict[str, Literal["reset", "truncated", "stall", "slow"]] = {
+Manner = Literal["reset", "truncated", "stall", "slow", "hang"]
+ON_THE_WIRE: dict[str, Manner] = {
     "reset_after": "reset",
     "truncated": "truncated",
     "stall": "stall",

@@ -10,14 +10,13 @@ import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.provider_faults import error_body
+from tests.provider_faults import Manner, error_body
 from tests.scripted_model import key_of
 
 _REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests"}
-Manner = Literal["reset", "truncated", "stall", "slow", "hang"]
 _FOREVER_S = 3600.0
 N_PIECES = 8
 """Pieces in which a slow answer comes."""
@@ -91,8 +90,8 @@ class HttpServer:
         """Answer one request."""
         raise NotImplementedError
 
-    def sent(self, asked: Asked, delivered: bool) -> None:
-        """Hear that no more of an answer will be sent, and whether all of it left while the customer was there."""
+    def leaves(self, asked: Asked, whole: bool) -> None:
+        """Hear that the last of an answer is about to leave, and whether it is whole and the customer still there."""
         raise NotImplementedError
 
     async def serve(self, port: int, slow_s: float, ready: Callable[[], None]) -> None:
@@ -146,48 +145,46 @@ class HttpServer:
         )
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        whole = False
         try:
             query = {name: values[-1] for name, values in parse_qs(where.query).items()}
             reply = await self.handle(asked, query, authorization)
-            whole = await _send(reply, writer, slow_s) and not reader.at_eof()
+            await self._send(asked, reply, reader, writer, slow_s)
+        except BaseException:
+            self.leaves(asked, whole=False)
+            raise
         finally:
             self.in_flight -= 1
-            self.sent(asked, whole)
-        return whole and headers.get("connection", "").lower() != "close"
+        return asked.delivered and headers.get("connection", "").lower() != "close"
 
-
-async def _send(reply: Reply, writer: asyncio.StreamWriter, slow_s: float) -> bool:
-    """Send an answer in its manner; whether all of it left."""
-    if reply.manner == "hang":
-        await asyncio.sleep(_FOREVER_S)
-    if reply.manner == "reset":
-        _reset(writer)
-        return False
-    n_bytes = len(reply.body)
-    headers = {"Content-Type": "application/json", **reply.headers, "Content-Length": str(n_bytes)}
-    lines = [
-        f"HTTP/1.1 {reply.status} {_REASONS.get(reply.status, 'Error')}",
-        *(f"{k}: {v}" for k, v in headers.items()),
-    ]
-    head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
-    if reply.manner in ("stall", "truncated"):
-        writer.write(head + reply.body[: n_bytes // 2 if reply.manner == "truncated" else 0])
+    async def _send(
+        self, asked: Asked, reply: Reply, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, slow_s: float
+    ) -> None:
+        """Send an answer in its manner. Whoever has got its last byte finds it noted as delivered."""
+        n_bytes = len(reply.body)
+        headers = {"Content-Type": "application/json", **reply.headers, "Content-Length": str(n_bytes)}
+        lines = [f"HTTP/1.1 {reply.status} {_REASONS.get(reply.status, 'Error')}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        if reply.manner == "slow":
+            step = max(1, math.ceil(n_bytes / N_PIECES))
+            starts = range(0, n_bytes, step)
+            pieces = [head, *(reply.body[start : start + step] for start in starts)]
+            for piece in pieces[:-1]:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(slow_s / N_PIECES)
+            last = pieces[-1]
+        else:
+            n_sent = {"truncated": len(head) + n_bytes // 2, "stall": len(head), "hang": 0, "reset": 0}
+            last = (head + reply.body)[: n_sent.get(reply.manner or "")]
+        self.leaves(asked, whole=reply.manner in (None, "slow") and not reader.at_eof())
+        if reply.manner == "reset":
+            _reset(writer)
+            return
+        writer.write(last)
         await writer.drain()
-        if reply.manner == "stall":
+        if reply.manner in ("stall", "hang"):
             await asyncio.sleep(_FOREVER_S)
-        return False
-    if reply.manner == "slow":
-        writer.write(head)
-        step = max(1, math.ceil(n_bytes / N_PIECES))
-        for start in range(0, n_bytes, step):
-            await writer.drain()
-            await asyncio.sleep(slow_s / N_PIECES)
-            writer.write(reply.body[start : start + step])
-    else:
-        writer.write(head + reply.body)
-    await writer.drain()
-    return True
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
