@@ -144,7 +144,6 @@ def test_what_waits_cannot_be_spent_on_anything_else(
     assert "cap" in str(other.result.reason)
 
 
-@pytest.mark.parametrize("dev", ["bought", "carved"])
 def test_a_purchase_in_dollars_of_tokens_waits_and_is_cancelled_as_one_by_the_label(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +165,7 @@ def test_a_purchase_in_dollars_of_tokens_waits_and_is_cancelled_as_one_by_the_la
     assert one.ledger.verify().ok
 
 
+@pytest.mark.parametrize("dev", ["bought", "carved"])
 def test_every_purchase_of_a_run_is_ordered_at_once(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dev: str
 ) -> None:
