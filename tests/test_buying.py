@@ -163,6 +163,7 @@ def test_a_purchase_in_dollars_of_tokens_waits_and_is_cancelled_as_one_by_the_la
     one.cancel(run)
     assert one.ledger.open_holds(run) == []
     assert one.ledger.balance(run).lost_micros == n_rows * LABEL_MICROS > 0
+    assert one.results.unbooked_micros(run) == 0
     assert one.ledger.verify().ok
 
 
