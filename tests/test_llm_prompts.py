@@ -285,7 +285,7 @@ def cosine_order(query: str, texts: dict[str, str]) -> list[str]:
 
 def test_nearest_examples_are_those_of_the_highest_cosine() -> None:
     draw = random.Random(5)
-    words = "red blue green fast slow car boat plane sun rain wind snow".split()
+    words = ["red", "blue", "green", "fast", "slow", "car", "boat", "plane", "sun", "rain", "wind", "snow"]
     texts = {f"s{i}": " ".join(draw.choices(words, k=draw.randint(2, 7))) for i in range(40)}
     choose = nearest_examples([Shot(name, (("message", text),), "ham") for name, text in texts.items()], 3)
     for i in range(15):

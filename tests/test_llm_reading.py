@@ -490,7 +490,19 @@ JSON = st.recursive(
         st.lists(inner, max_size=3)
         | st.dictionaries(
             st.sampled_from(
-                "choices message content answers label type choice usage probabilities value logprobs".split()
+                [
+                    "choices",
+                    "message",
+                    "content",
+                    "answers",
+                    "label",
+                    "type",
+                    "choice",
+                    "usage",
+                    "probabilities",
+                    "value",
+                    "logprobs",
+                ]
             ),
             inner,
             max_size=4,

@@ -208,8 +208,7 @@ def test_any_answers_lead_to_an_end(answered: list[tuple[int, bytes]]) -> None:
     for _ in range(MOST_PROBES + 1):
         try:
             step = next_probe(SPAM, ASKED, "auto", seen)
-        except SellerError as error:
-            assert "\n" not in str(error)
+        except SellerError:
             return
         if isinstance(step, Way):
             return
