@@ -71,7 +71,7 @@ class Way:
 
     @property
     def gives_probabilities(self) -> bool:
-        """Whether an answer comes with a probability of every label."""
+        """True where an answer comes with a probability of every label."""
         return self.name in ("decisions", "systemone") or self.top_logprobs > 0
 
     def to_json(self) -> dict[str, Any]:
