@@ -305,6 +305,8 @@ def test_lists_that_do_not_tell() -> None:
     spam = place("spam", {"spam": -5.0, "x": 1.0, "y": 0.9}, top=2)
     beyond = [*forced('{"label":"'), spam, *forced('"}')]
     assert probabilities(beyond, ("spam", "ham")) == ()
+    spam["top_logprobs"][0]["token"], spam["top_logprobs"][0]["bytes"] = "ham", None
+    assert probabilities(beyond, ("spam", "ham")) == ()
     whole = [*forced('{"label":"'), place("ham", {"ham": 0.0, "spam": 0.0}), *forced('"}')]
     assert probabilities(whole, ("spam", "ham")) == pytest.approx((0.5, 0.5))
     assert probabilities(forced("\n") + whole, ("spam", "ham"), '{"label":"ham"}') == pytest.approx((0.5, 0.5))
