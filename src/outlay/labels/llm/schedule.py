@@ -109,8 +109,8 @@ class Settled:
 class Schedule:
     """Questions that are due, in order, and those that wait to be asked again.
 
-    ``finished``: keys of questions that are answered or refused; ``refused``: reasons of those refused; ``error``: why nothing more
-    leaves; ``n_received``: replies that have come, earlier ones included.
+    ``finished``: keys of questions that are answered or refused; ``refused``: reasons of those refused; ``error``: why nothing
+    more leaves; ``n_received``: replies that have come, earlier ones included.
     """
 
     questions: Iterable[Due]
