@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -57,7 +58,7 @@ def test_the_allowance_binds_whatever_happens(
         schedule = run.run()
     except SellerError:
         return
-    assert 0 <= run.allowance.left
+    assert run.allowance.left >= 0
     assert run.bill <= CENT * cents - run.allowance.left
     if faults == 0 and schedule.error is None:
         assert run.allowance.left == CENT * cents - run.bill
@@ -111,7 +112,7 @@ def test_without_one_waits_double_and_are_drawn() -> None:
         )
         run.run()
         times = [at for at, _ in run.at]
-        waits.append([round(b - a - 0.1, 6) for a, b in zip(times[:-1], times[1:], strict=True)])
+        waits.append([round(b - a - 0.1, 6) for a, b in pairwise(times)])
         assert all(2**i / 2 <= wait <= 2**i for i, wait in enumerate(waits[-1]))
     assert len({tuple(each) for each in waits}) == 20
 

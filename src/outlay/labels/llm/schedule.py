@@ -226,7 +226,7 @@ class Schedule:
                 wait = max(wait, self._reset(failed))
             self.limits.pause(wait, now)
         if failed.status in (None, 429) and due.n_received_before not in (-1, self.n_received):
-            due.n_failures -= 1  # neither is about this row, and others got through
+            due.n_failures = 0  # neither is about this row, and others got through
         if self._fail(due, failed.why, now, wait):
             self._tell_wait(wait, now, failed.why)
 
