@@ -23,8 +23,8 @@ __all__ = ["pytest_configure", "pytest_runtest_setup", "pytest_terminal_summary"
 
 # What `auto` means must not depend on the machine that the tests run on; those of `auto` itself take it away again.
 os.environ["OUTLAY_PRECISION"] = "fp32"
-# One round of timed answers is enough where nobody reads the milliseconds: runs are most of what the tests do.
-timing.TIMING_ROUNDS = 1
+# One round of a few timed answers is enough where nobody reads the milliseconds: runs are most of what the tests do.
+timing.TIMING_ROUNDS, timing.N_TIMED_ROWS = 1, 4
 # Output in a pipe is as wide as it needs to be, unless somebody says how wide it is.
 os.environ.pop("COLUMNS", None)
 
