@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from outlay.engine.environment import environment
 from outlay.engine.prepare import PreparedRun
 from outlay.engine.step_meter import StepMeter
+from outlay.engine.label_targets import class_targets, probabilities_of
 from outlay.errors import SpendError, TrainingError
 from outlay.hardware.precision import check_worker
 from outlay.labels.purchases import parse_label_lines
@@ -33,6 +34,7 @@ from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
 from outlay.plan.request import Request
 from outlay.plan.steps import (
+    ANSWERS_FILE,
     LABELS_FILE,
     PREDICTIONS_FILE,
     SCORES_FILE,
@@ -133,7 +135,7 @@ class StepRunner:
         return self._answer_lengths[at]
 
     def _train(self, step: Train, context: TrainContext) -> StepOutput:
-        from outlay.train.api import finetune
+        from outlay.train.api import distil, finetune
         from outlay.train.probe import TaskMetric
 
         rows, labels = self.read_labels(*step.labels, first=n_carved(step.dev))
@@ -142,10 +144,16 @@ class StepRunner:
                 f"{describe(step)}: none of the rows got a label; see why with `outlay labels verify`, raise the budget or "
                 "take another seller"
             )
-        out = _fresh(context)
+        out, sources = _fresh(context), self._prepared.sources(rows, step.model.ref)
+        if step.learns_probabilities:
+            files = [path for buy in step.labels if (path := self._file(buy, ANSWERS_FILE)).exists()]
+            classes = step.encoding.form.labels
+            targets = class_targets(probabilities_of(files, [row.id for row in rows], labels, classes), classes)
+            learnt = distil(_spec(step), sources, targets, step.settings, dev=self._dev(step), out=out, context=context)
+            return _trained(out, learnt, len(labels), self._dev_floor(step))
         progress = finetune(
             _spec(step),
-            self._prepared.sources(rows, step.model.ref),
+            sources,
             labels,
             step.settings,
             dev=self._dev(step),

@@ -239,6 +239,13 @@ class Train(Training):
     """``teacher`` or ``student``, for display; not part of the key."""
     labels: tuple[Buy, ...]
     free: bool = False
+    learns_probabilities: bool = False
+    """Learn the distributions over the classes that came with the labels, as a student learns a teacher's; a label without one
+    counts as certain."""
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters beside the inputs."""
+        return super().parameters() | ({"learns": "probabilities"} if self.learns_probabilities else {})
 
     @property
     def n_labels(self) -> int:
