@@ -16,6 +16,7 @@ from outlay.plan.cache import cached
 from outlay.plan.context import PlanningContext
 from outlay.plan.labels_left import lines_on_used_up
 from outlay.plan.quotes import Quoter
+from outlay.plan.request import REPLAY
 from outlay.plan.steps import (
     HUMAN,
     LLM,
@@ -340,7 +341,10 @@ def _dev(context: PlanningContext, labels: Buy) -> Dev | None:
         n_carved = context.n_carved(labels.n)
         return Dev(how, n_carved, labels=labels) if n_carved else None
     if how == "bought":
-        bought = Buy("dev", context.n_dev, context.request.seed, context.dev_digest, context.offer(HUMAN).identity)
+        seller = context.eval_seller
+        seed = context.request.seed if context.dev_seed is None else context.dev_seed
+        identity = context.offer(seller).identity
+        bought = Buy("dev", context.n_dev, seed, context.dev_digest, identity, seller=seller)
         return Dev("bought", context.n_dev, labels=bought)
     return Dev("given", context.n_dev, rows_digest=context.dev_digest)
 
@@ -456,12 +460,12 @@ def _block(context: PlanningContext, teacher: Train, block: int) -> Teach:
 
 @cached()
 def _score(context: PlanningContext, model: Train | Distil) -> Score:
-    return Score(model, context.test_digest, context.request.threads)
+    return Score(model, context.test_digest, context.request.threads, labels=context.test_labels)
 
 
 @cached()
 def _teacher_score(context: PlanningContext, teacher: Train) -> Score:
-    return Score(teacher, context.test_digest, context.request.threads, of_teacher=True)
+    return Score(teacher, context.test_digest, context.request.threads, of_teacher=True, labels=context.test_labels)
 
 
 def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
@@ -542,8 +546,11 @@ def _methods_chosen(context: PlanningContext, final: Score | Train | Distil) -> 
 
 
 def _assumed(context: PlanningContext, seller: str) -> str:
-    """Return the line of the receipt on the source and the assumed error rate of a seller's labels."""
+    """Return the line of the receipt on the source of a seller's labels, and the assumed error rate of replayed ones."""
     price, spec = context.offer(seller).price, context.request.seller(seller)
+    if spec is not None and spec.kind != REPLAY:
+        of = spec.chosen.get("model", "people, by files")
+        return f"{seller_words(seller)} labels: of {of} ({price.note or price.source})"
     rate = 0.0 if spec is None else spec.replay.error_rate
     wrong = f"replayed gold with {100 * rate:g} % wrong answers, which is an assumption"
     return f"{seller_words(seller)} labels: {wrong}, ${price.usd:f} each ({price.note or price.source})"
