@@ -268,19 +268,21 @@ def test_fields_are_ignored_or_rejected() -> None:
 def test_the_bill_is_a_sum_by_hand_of_all_kinds_of_tokens() -> None:
     prices = Prices(input="1.10", cached="0.275", cache_write="1.375", output="4.40")
     long = "word " * 300
-    with cashier(
-        prices=prices,
-        model=lambda body: '{"label":"ham"}',
-        cache_block=64,
-        cache_from=256,
-        cache_writes=True,
-        reasoning=(5, 9),
-    ) as till:
-        with Client(till.base_url) as client:
-            usages = [client.ask(f"{long} {i}")["usage"] for i in range(3)]
-            flexible = client.ask("short", service_tier="flex")["usage"]
-            for _ in range(2):
-                client.ask("a body asked twice")
+    with (
+        cashier(
+            prices=prices,
+            model=lambda body: '{"label":"ham"}',
+            cache_block=64,
+            cache_from=256,
+            cache_writes=True,
+            reasoning=(5, 9),
+        ) as till,
+        Client(till.base_url) as client,
+    ):
+        usages = [client.ask(f"{long} {i}")["usage"] for i in range(3)]
+        flexible = client.ask("short", service_tier="flex")["usage"]
+        for _ in range(2):
+            client.ask("a body asked twice")
     kinds = [
         (u["prompt_tokens_details"]["cached_tokens"], u["prompt_tokens_details"]["cache_write_tokens"]) for u in usages
     ]
