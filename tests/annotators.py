@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections.abc import Callable, Collection
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
+from outlay.labels.files import FileSeller, Guideline
 from outlay.labels.files.cells import fuse
+from outlay.money.amounts import Price
+
+LABELS = ("ham", "spam", "eggs")
+PRICE = Price("label/x", "label", Decimal("0.129"), "here", None)
+GUIDELINE = Guideline("mail", "classification", LABELS, "Say what it is.", {"spam": "advertising"})
+
+
+def seller_in(folder: Path, guideline: Guideline = GUIDELINE, price: Price = PRICE, **settings: Any) -> FileSeller:
+    """A seller whose orders lie in a folder of `folder`."""
+    return FileSeller(folder / "orders", guideline, price, **settings)
+
+
+def says(text: str) -> str:
+    """What an annotator says who reads well."""
+    return LABELS[int(hashlib.sha256(text.encode()).hexdigest()[:4], 16) % 3]
+
+
+def contrary(text: str) -> str:
+    """What another annotator says, who differs on a fifth of the texts."""
+    return LABELS[(LABELS.index(says(text)) + 1) % 3] if number_in(text) % 5 == 0 else says(text)
+
+
+def number_in(text: str) -> int:
+    """The number at the end of a text."""
+    return int(text.rsplit(" ", 1)[1])
+
 
 Answers = Callable[[str], str]
 """What an annotator writes about a text; nothing for one they leave out."""

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,20 +27,28 @@ from outlay.labels import Allowance, Annotator, Delivery, Order
 from outlay.labels.agreement import agreement, cohen_kappa, majority
 from outlay.labels.annotator import Answer, no_report
 from outlay.labels.files import FileSeller, Guideline, close_order, order_folders, status
-from outlay.labels.files.cells import csv_bytes, defuse, fuse
+from outlay.labels.files.answers import read_answers
+from outlay.labels.files.cells import defuse, fuse
+from outlay.labels.files.order_folder import Accepted, OrderFolder, item_files
 from outlay.money.amounts import Price
 from outlay.tasks.example import Example
-from tests.annotators import fill_in, folder_of, rows_of, saved_by_libreoffice, write_rows
+from tests.annotators import (
+    GUIDELINE,
+    LABELS,
+    PRICE,
+    contrary,
+    fill_in,
+    folder_of,
+    number_in,
+    rows_of,
+    saved_by_libreoffice,
+    says,
+    seller_in,
+    write_rows,
+)
 from tests.contracts.annotator_contract import AnnotatorContract, collected, example
 
-LABELS = ("ham", "spam", "eggs")
-PRICE = Price("label/x", "label", Decimal("0.129"), "here", None)
-GUIDELINE = Guideline("mail", "classification", LABELS, "Say what it is.", {"spam": "advertising"})
 RICH = 1_000
-
-
-def seller_in(folder: Path, guideline: Guideline = GUIDELINE, price: Price = PRICE, **settings: Any) -> FileSeller:
-    return FileSeller(folder / "orders", guideline, price, **settings)
 
 
 def row_of(text: str, **fields: str) -> Example:
@@ -66,11 +73,6 @@ def given_out(seller: FileSeller, order: Order) -> Path:
     seller.submit(order)
     assert collect(seller, order).waits_for
     return folder_of(seller.folder)
-
-
-def says(text: str) -> str:
-    """What everybody says who reads well."""
-    return LABELS[int(hashlib.sha256(text.encode()).hexdigest()[:4], 16) % 3]
 
 
 def problems(folder: Path) -> list[dict[str, str]]:
@@ -178,13 +180,13 @@ def test_a_known_id_on_other_rows_is_refused_and_settings_have_limits(tmp_path: 
         seller.submit(numbered(4))
     with pytest.raises(SellerError, match="other rows"):
         collect(seller, Order.of("order", tuple(reversed(numbered(3).examples))))
-    for settings, words in (
+    for wrong, words in (
         ({"redundancy": 0}, "redundancy is 0"),
         ({"tie_share": 1.5}, "1.5"),
         ({"poll_seconds": 0}, "0;"),
     ):
         with pytest.raises(SellerError, match=words):
-            seller_in(tmp_path, **settings)
+            seller_in(tmp_path, **wrong)
 
 
 def test_no_more_is_given_out_than_the_money_reaches_for(tmp_path: Path) -> None:
@@ -240,20 +242,21 @@ TEXTS = st.text(
 def test_a_file_saved_by_a_spreadsheet_comes_back_whole(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], dialect: dict[str, Any]
 ) -> None:
-    folder = tmp_path_factory.mktemp("dialect")
-    seller, order = seller_in(folder), order_of(*texts)
-    path = given_out(seller, order) / "annotator-1.csv"
+    accepted = Accepted.of(order_of(*texts), GUIDELINE, 1, breaks_ties=True)
+    place = OrderFolder(tmp_path_factory.getbasetemp() / "dialect" / "order-1")
+    place.path.mkdir(parents=True, exist_ok=True)
+    path = place.path / "annotator-1.csv"
+    path.write_bytes(item_files("annotator-1", accepted.items)[path.name])
     rows = rows_of(path)
     for at, row in enumerate(rows):
         row["label"] = LABELS[at % 3]
-    header = list(rows[0])
-    path.write_bytes(
-        saved_by_libreoffice(csv_bytes(header, [[fuse(c) for c in row.values()] for row in rows]), **dialect)
-    )
-    got = collect(seller, order)
-    assert got.labels == {row: LABELS[at % 3] for at, row in enumerate(order.rows)}
-    assert not problems(path.parent)
-    shutil.rmtree(folder)
+    write_rows(path, rows)
+    path.write_bytes(saved_by_libreoffice(path.read_bytes(), **dialect))
+    answers, remarks = read_answers(place, accepted)
+    assert [(given.item, given.answer.label) for given in answers] == [
+        (item.id, LABELS[at % 3]) for at, item in enumerate(accepted.items)
+    ]
+    assert remarks == []
 
 
 @pytest.mark.skipif(
@@ -478,15 +481,6 @@ def test_a_cell_may_hold_free_text(tmp_path: Path) -> None:
 # --- several annotators -------------------------------------------------------------------------------------------------
 
 
-def contrary(text: str) -> str:
-    """Another annotator, who differs on about a fifth of the texts."""
-    return LABELS[(LABELS.index(says(text)) + 1) % 3] if number_in(text) % 5 == 0 else says(text)
-
-
-def number_in(text: str) -> int:
-    return int(text.rsplit(" ", 1)[1])
-
-
 def test_two_annotators_who_disagree_on_a_fifth_get_a_third(tmp_path: Path) -> None:
     seller, order = seller_in(tmp_path, redundancy=2), numbered(200)
     assert seller.quote(order.examples).quantity == 600
@@ -620,76 +614,15 @@ def test_an_order_closed_from_elsewhere_ends_the_wait(tmp_path: Path) -> None:
     assert set(collect(seller, order).refused.values()) == {"closed without an answer"}
 
 
-def half(seller: FileSeller, order: Order, at: range) -> None:
-    folder = folder_of(seller.folder)
-    for name in ("annotator-1", "annotator-2"):
-        fill_in(folder / f"{name}.csv", says if name == "annotator-1" else contrary, at)
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from tests import test_files_seller as t
-moment, folder = int(sys.argv[1]), Path(sys.argv[2])
-seen = 0
-def counted(name, old):
-    def call(*args, **named):
-        global seen
-        seen += 1
-        if seen == moment:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return old(*args, **named)
-    return call
-# Each call of the system that changes what lies on the disk is a moment.
-for module, name in ((os, "rename"), (os, "replace"), (os, "mkdir"), (os, "fsync"), (os, "unlink")):
-    setattr(module, name, counted(name, getattr(module, name)))
-seller = t.seller_in(folder, redundancy=2)
-order = t.numbered(12)
-seller.submit(order)
-t.collect(seller, order)
-t.half(seller, order, range(0, 7))
-t.collect(seller, order)
-t.half(seller, order, range(0, 12))
-t.collect(seller, order)
-t.fill_in(t.folder_of(seller.folder) / "annotator-3.csv", t.says)
-t.collect(seller, order)
-print(seen)
-"""
-
-
 def test_killed_at_any_moment_it_ends_as_if_all_had_come_at_once(tmp_path: Path) -> None:
-    order = numbered(12)
-    once = seller_in(tmp_path / "once", redundancy=2)
-    given_out(once, order)
-    half(once, order, range(12))
-    collect(once, order)
-    fill_in(folder_of(once.folder) / "annotator-3.csv", says)
-    expected = collect(once, order)
-    assert len(expected.labels) == 12
-    moment, n_kills = 1, 0
-    while moment < 60:
-        folder = tmp_path / str(moment)
-        folder.mkdir()
-        n_kills += killed(moment, folder)
-        seller = seller_in(folder, redundancy=2)
-        seller.submit(order)
-        collect(seller, order)
-        half(seller, order, range(7))
-        collect(seller, order)
-        half(seller, order, range(12))
-        collect(seller, order)
-        third = folder_of(seller.folder) / "annotator-3.csv"
-        fill_in(third, says)
-        assert collect(seller, order) == expected, moment
-        moment += 13
-    assert n_kills >= 3
-
-
-def killed(moment: int, folder: Path) -> bool:
-    """Run the seller in a process of its own that is killed at a moment; return whether it came to that."""
-    done = subprocess.run([sys.executable, "-c", KILLED, str(moment), str(folder)], check=False, capture_output=True)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode == -signal.SIGKILL
+    """A process forks one child per moment, so that what it imports is imported once."""
+    command = [sys.executable, "-m", "tests.kill_files_seller", str(tmp_path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["n_kills"] > 10
+    assert told["wrong"] == []
+    assert told["n_labels"] == 12
 
 
 def test_its_identity_is_what_annotators_are_told_and_neither_folder_nor_price(tmp_path: Path) -> None:

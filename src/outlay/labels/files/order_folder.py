@@ -251,11 +251,11 @@ class OrderFolder:
             names = tuple(f"{name}.csv" for name in accepted.first_annotators)
             content = {README: writable(accepted.guideline.readme(state.n_given, names)).encode()}
             for name, items in files.items():
-                content |= _item_files(name, items)
+                content |= item_files(name, items)
             self._place(content)
         there = set(map(annotator_of, self.answer_files()))
         for name in files.keys() - there:
-            for file, data in _item_files(name, files[name]).items():
+            for file, data in item_files(name, files[name]).items():
                 write_bytes(self.path / file, data, sync=True, folder=self._hidden)
             sync_folder(self.path)
 
@@ -330,7 +330,7 @@ def _item_ids(rows: Sequence[str]) -> list[str]:
     return [f"row-{each[:length]}" for each in digests]
 
 
-def _item_files(annotator: str, items: Sequence[Item]) -> dict[str, bytes]:
+def item_files(annotator: str, items: Sequence[Item]) -> dict[str, bytes]:
     """Return the files of one annotator by name, with an empty label and comment for each item."""
     names = list(dict.fromkeys(name for item in items for name in item.columns()))
     rows = ([item.id, *(item.columns().get(name, "") for name in names), "", ""] for item in items)
