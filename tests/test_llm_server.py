@@ -252,9 +252,9 @@ def test_system_one_answers_where_the_provider_has_it() -> None:
 
 
 def test_fields_are_ignored_or_rejected() -> None:
-    with cashier(keywords=KEYWORDS, ignores=("response_format", "logprobs", "top_logprobs")) as till:
-        with Client(till.base_url) as client:
-            (choice,) = client.ask("free", logprobs=True, top_logprobs=2)["choices"]
+    ignored = ("response_format", "logprobs", "top_logprobs")
+    with cashier(keywords=KEYWORDS, ignores=ignored) as till, Client(till.base_url) as client:
+        (choice,) = client.ask("free", logprobs=True, top_logprobs=2)["choices"]
     assert (choice["message"]["content"], choice["logprobs"]) == ("spam", None)
     with cashier(rejects=("temperature",)) as till, Client(till.base_url) as client:
         status, _, body = client.post("/chat/completions", chat("free"))
@@ -268,17 +268,15 @@ def test_fields_are_ignored_or_rejected() -> None:
 def test_the_bill_is_a_sum_by_hand_of_all_kinds_of_tokens() -> None:
     prices = Prices(input="1.10", cached="0.275", cache_write="1.375", output="4.40")
     long = "word " * 300
-    with (
-        cashier(
-            prices=prices,
-            model=lambda body: '{"label":"ham"}',
-            cache_block=64,
-            cache_from=256,
-            cache_writes=True,
-            reasoning=(5, 9),
-        ) as till,
-        Client(till.base_url) as client,
-    ):
+    settings = Settings(
+        prices=prices,
+        model=lambda body: '{"label":"ham"}',
+        cache_block=64,
+        cache_from=256,
+        cache_writes=True,
+        reasoning=(5, 9),
+    )
+    with cashier(settings) as till, Client(till.base_url) as client:
         usages = [client.ask(f"{long} {i}")["usage"] for i in range(3)]
         flexible = client.ask("short", service_tier="flex")["usage"]
         for _ in range(2):
