@@ -7,8 +7,9 @@ BIN    := $(VENV)/bin
 INSTALL := "$(PYTHON)" tools/install.py $(if $(GPU),--gpu)
 LOCKED  := pyproject.toml constraints.txt tools/install.py
 # One thread per test process: small tensors are slower on more, and results stay the same on every machine. A file's tests stay
-# together, since they share what was made for the first of them.
-TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+# together, since they share what was made for the first of them. Bytecode is kept, whatever the machine says of it: the tests start
+# many a process, and each would compile the package anew.
+TEST_ENV := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 AT_ONCE  := --numprocesses $(shell "$(PYTHON)" -c 'import sys; sys.path.insert(0, "src"); from outlay.hardware.quota import suite_workers; print(suite_workers())') --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-slow test-bench test-oldest test-newest lock lint format clean

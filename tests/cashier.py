@@ -9,22 +9,21 @@ import asyncio
 import json
 import math
 import os
-import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
-from tests.provider_faults import CUTTING, HTML, REFUSED, Faults, error_body, refused, spoil
+from tests.provider_batches import Batch, BatchDesk, Batching, File
+from tests.provider_faults import HTML, ON_THE_WIRE, REFUSED, Faults, refused, spoil
+from tests.provider_http import Asked, HttpServer, Refusal, Reply, json_reply, post
 from tests.scripted_model import (
     Body,
     KeywordModel,
@@ -46,7 +45,6 @@ from tests.scripted_model import (
 CHAT, DECISIONS, SYSTEMONE = "/chat/completions", "/decisions", "/systemone"
 MICROS = 1_000_000
 ROOT = Path(__file__).parent.parent
-_REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests"}
 
 
 @dataclass(frozen=True)
@@ -71,30 +69,6 @@ class Prices:
 
 
 @dataclass(frozen=True)
-class Batching:
-    """How batches go: ``polls`` before one is done, shares of its requests that expire or fail, whether its file is turned down.
-
-    ``outcomes``: by custom id, in place of chance: ``expired``, ``failed`` or a fault that leaves an answer, as ``content_null``.
-    """
-
-    polls: int = 2
-    expired: float = 0.0
-    failed: float = 0.0
-    invalid: bool = False
-    outcomes: Mapping[str, str] = field(default_factory=dict)
-    seed: int = 0
-    max_requests: int = 50_000
-    max_bytes: int = 200_000_000
-
-    def outcome(self, custom_id: str) -> str | None:
-        """What becomes of one request."""
-        if custom_id in self.outcomes:
-            return self.outcomes[custom_id]
-        share = draw(self.seed, custom_id).random()
-        return "expired" if share < self.expired else "failed" if share < self.expired + self.failed else None
-
-
-@dataclass(frozen=True)
 class RateLimits:
     """Most requests and tokens per ``per_s`` seconds; both flow back evenly."""
 
@@ -108,7 +82,7 @@ class Settings:
     """A provider. All but ``model`` and ``observer`` can be written as JSON.
 
     Args:
-        upstream: URL of a real server that does the work, as ``http://127.0.0.1:8080/v1``; ``None``: the rule of ``keywords`` does.
+        upstream: URL of a real server that does the work, with its ``/v1``; ``None``: the rule of ``keywords`` does.
         keywords: See `KeywordModel`, with ``certainty``, ``noise`` and ``seed``.
         model: In place of the rule: what it says to a chat body, or probabilities of all that it may say.
         reasoning: Fewest and most hidden output tokens of an answer, drawn by seed, body and attempt.
@@ -117,7 +91,7 @@ class Settings:
         ignores: Fields of a chat body that it silently leaves aside; ``rejects``: those that it answers with 400.
         api_key: Key that it asks for, and repeats in its refusal of another, as careless servers do.
         delay_s: Seconds of work of each answer; ``slow_s``: seconds over which the fault ``slow`` spreads one.
-        observer: Told ``arrived``, ``billed`` and ``sent`` of every request, in the server's thread, before anything else is done.
+        observer: Told ``arrived``, ``billed`` and ``sent`` of every request, in the server's thread.
         bill_path: File to which every request and every line of the bill is appended, before an answer leaves.
     """
 
@@ -140,9 +114,9 @@ class Settings:
     decisions: bool = True
     systemone: bool = False
     api_key: str | None = None
-    faults: Faults = Faults()
+    faults: Faults = field(default_factory=Faults)
     rate_limits: RateLimits | None = None
-    batching: Batching = Batching()
+    batching: Batching = field(default_factory=Batching)
     delay_s: float = 0.0
     slow_s: float = 0.3
     observer: Callable[[str, Asked], None] | None = None
@@ -165,30 +139,6 @@ class Settings:
         for name, kind in inner.items():
             found[name] = None if found[name] is None else kind(**found[name])
         return cls(**found | {"reasoning": tuple(found["reasoning"])})
-
-
-@dataclass
-class Asked:
-    """A request that arrived: ``status`` and ``fault`` as it was answered, ``delivered`` once all of its answer left.
-
-    ``key``: of path and body; ``client_id``: header ``X-Client-Request-Id``; ``connection``: its number, from 0.
-    """
-
-    number: int
-    method: str
-    path: str
-    key: str
-    client_id: str | None
-    connection: int
-    status: int | None = None
-    fault: str | None = None
-    delivered: bool = False
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    body: bytes = field(default=b"", repr=False)
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
 
 
 @dataclass(frozen=True)
@@ -231,7 +181,7 @@ class Books:
         return Counter(line.key for line in self.bill)
 
     def counts_by_id(self) -> Counter[str]:
-        """Times each id of a customer's own arrived: header ``X-Client-Request-Id``, or a batch's ``custom_id`` that was billed."""
+        """Times each id of a customer's own came: header ``X-Client-Request-Id``, or ``custom_id`` that was billed."""
         named = [asked.client_id for asked in self.requests] + [line.custom_id for line in self.bill]
         return Counter(name for name in named if name is not None)
 
@@ -258,94 +208,15 @@ def read_bill(path: str | Path) -> Books:
     return ledger
 
 
-@dataclass
-class Batch:
-    """A batch as the provider keeps it."""
-
-    id: str
-    input_file_id: str
-    endpoint: str
-    metadata: Mapping[str, str] | None
-    created_at: int
-    status: str = "validating"
-    polls: int = 0
-    output_file_id: str | None = None
-    error_file_id: str | None = None
-    errors: list[dict[str, Any]] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-    usd: Fraction = Fraction()
-
-    @property
-    def is_over(self) -> bool:
-        return self.status in ("completed", "expired", "failed", "cancelled")
-
-    def to_json(self) -> dict[str, Any]:
-        at = self.created_at
-        times = {name: at if self.status == name else None for name in ("completed", "expired", "failed", "cancelled")}
-        return {
-            "id": self.id,
-            "object": "batch",
-            "endpoint": self.endpoint,
-            "errors": {"object": "list", "data": self.errors} if self.errors else None,
-            "input_file_id": self.input_file_id,
-            "completion_window": "24h",
-            "status": self.status,
-            "output_file_id": self.output_file_id,
-            "error_file_id": self.error_file_id,
-            "created_at": at,
-            "in_progress_at": None if self.status == "validating" else at,
-            "expires_at": at + 86_400,
-            **{f"{name}_at": moment for name, moment in times.items()},
-            "request_counts": {name: self.counts[name] for name in ("total", "completed", "failed")},
-            "metadata": self.metadata,
-        }
-
-
-@dataclass(frozen=True)
-class File:
-    """A file that was uploaded or written by a batch."""
-
-    id: str
-    name: str
-    purpose: str
-    content: bytes
-    created_at: int
-
-    def to_json(self) -> dict[str, Any]:
-        kept = {"id": self.id, "filename": self.name, "purpose": self.purpose, "created_at": self.created_at}
-        return {**kept, "object": "file", "bytes": len(self.content), "status": "processed"}
-
-
-@dataclass
-class Reply:
-    """What is sent: ``manner``: how, where a fault says it: ``reset``, ``truncated``, ``stall``, ``slow`` or ``hang``."""
-
-    status: int
-    body: bytes
-    headers: dict[str, str] = field(default_factory=dict)
-    manner: str | None = None
-
-
-class Refusal(Exception):
-    """An error that the provider answers with."""
-
-    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.reply = Reply(status, error_body(code, message, param=param))
-
-
-class Cashier(Books):
-    """The provider's state and its answers; `cashier` and `cashier_process` have it speak HTTP."""
+class Cashier(HttpServer, Books):
+    """A provider's state and its answers."""
 
     def __init__(self, settings: Settings) -> None:
+        HttpServer.__init__(self)
         earlier = read_bill(settings.bill_path) if settings.bill_path else Books()
-        super().__init__(earlier.requests, earlier.bill)
+        Books.__init__(self, earlier.requests, earlier.bill)
         self.settings = settings
-        self.files: dict[str, File] = {}
-        self.batches: dict[str, Batch] = {}
-        self.connections = self.open_connections = self.most_connections = 0
-        self.in_flight = self.most_in_flight = 0
-        self.url = ""
+        self._desk = BatchDesk(settings.batching, self._new_id, self._do_batched, self._bill_batched)
         self._rule = KeywordModel(settings.keywords, settings.certainty, settings.noise, settings.seed)
         self._cache = PrefixCache(settings.cache_block, settings.cache_from)
         self._limiter = _Limiter(settings.rate_limits) if settings.rate_limits else None
@@ -355,11 +226,16 @@ class Cashier(Books):
         self._ids = 0
         self._last_id: str | None = None
         self._file = open(settings.bill_path, "a") if settings.bill_path else None  # noqa: SIM115
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
-    def base_url(self) -> str:
-        return f"{self.url}/v1"
+    def files(self) -> Mapping[str, File]:
+        """Files by id."""
+        return self._desk.files
+
+    @property
+    def batches(self) -> Mapping[str, Batch]:
+        """Batches by id, oldest first."""
+        return self._desk.batches
 
     def close(self) -> None:
         """Close the bill's file."""
@@ -368,9 +244,9 @@ class Cashier(Books):
 
     def finish_batches(self) -> None:
         """Do the work of all open batches now, from any thread but the server's own."""
-        assert self._loop is not None
+        assert self.loop is not None
         for batch in list(self.batches.values()):
-            asyncio.run_coroutine_threadsafe(self._run_batch(batch), self._loop).result()
+            asyncio.run_coroutine_threadsafe(self._desk.finish(batch), self.loop).result()
 
     def set_faults(self, faults: Faults) -> None:
         """Change what goes wrong from here on; attempts and arrivals are counted anew."""
@@ -382,6 +258,7 @@ class Cashier(Books):
 
     async def handle(self, asked: Asked, query: Mapping[str, str], authorization: str | None) -> Reply:
         """Answer one request: from its arrival to its line on the bill."""
+        asked.number = len(self.requests)
         self.requests.append(asked)
         self._tell("arrived", asked)
         try:
@@ -392,9 +269,9 @@ class Cashier(Books):
         asked.status = reply.status
         return reply
 
-    def sent(self, asked: Asked, delivered: bool) -> None:
-        """Note that all that will be sent has been."""
-        asked.delivered = delivered
+    def leaves(self, asked: Asked, whole: bool) -> None:
+        """Note how the answer leaves."""
+        asked.delivered = whole
         self._tell("sent", asked)
 
     def _tell(self, event: str, asked: Asked) -> None:
@@ -430,10 +307,11 @@ class Cashier(Books):
             return Reply(0, b"", manner="reset" if fault == "reset_before" else "hang")
         if asked.path in (CHAT, DECISIONS, SYSTEMONE) and asked.method == "POST":
             reply = await self._paid(asked, fault)
+        elif asked.path == "/models":
+            reply = json_reply({"object": "list", "data": [{"id": self.settings.model_name, "object": "model"}]})
         else:
-            reply = await self._free(asked, query)
-        manners = {"reset_after": "reset", "truncated": "truncated", "stall": "stall", "slow": "slow"}
-        reply.manner = manners.get(fault or "")
+            reply = await self._desk.handle(asked, query)
+        reply.manner = ON_THE_WIRE.get(fault) if fault else None
         return reply
 
     async def _paid(self, asked: Asked, fault: str | None) -> Reply:
@@ -447,10 +325,9 @@ class Cashier(Books):
         tier = body.get("service_tier", "default")
         self._bill(asked, usage, tier if tier in self.settings.tiers else "default", fault)
         self._tell("billed", asked)
-        is_json = reply.headers.get("Content-Type", "application/json").startswith("application/json")
-        if fault is not None and is_json and fault not in (*CUTTING, "slow"):
+        if fault is not None and reply.is_json and fault not in ON_THE_WIRE:
             reply.body = spoil(fault, reply.body, self._last_id)
-        elif is_json:
+        elif reply.is_json:
             self._last_id = json.loads(reply.body).get("id", self._last_id)
         return reply
 
@@ -465,11 +342,16 @@ class Cashier(Books):
 
     def _bill(self, asked: Asked, usage: Usage, tier: str, fault: str | None, custom_id: str | None = None) -> Fraction:
         usd = self.settings.prices.cost(usage, Fraction(self.settings.tiers.get(tier, "1")))
-        key = asked.key if custom_id is None else key_of(asked.path, custom_id)
-        line = Line(asked.number, asked.path, key, usd, usage, tier, fault, custom_id)
+        line = Line(asked.number, asked.path, asked.key, usd, usage, tier, fault, custom_id)
         self.bill.append(line)
         self._write("billed", {**line.__dict__, "usd": str(usd), "usage": asdict(usage)})
         return usd
+
+    async def _do_batched(self, body: Body) -> tuple[Reply, Usage | None]:
+        return await self._work(CHAT, self._body(json.dumps(body).encode()))
+
+    def _bill_batched(self, usage: Usage, outcome: str | None, custom_id: str) -> Fraction:
+        return self._bill(Asked(-1, "POST", CHAT, custom_id, None, -1), usage, "batch", outcome, custom_id)
 
     # Work
 
@@ -509,7 +391,7 @@ class Cashier(Books):
         head = {"id": self._new_id("chatcmpl-"), "created": int(time.time()), "model": body["model"]}
         if body.get("stream"):
             return self._stream(head, choices[0].content, choices[0].finish, usage, body), usage
-        listed = [
+        listed: list[dict[str, Any]] = [
             {
                 "index": i,
                 "finish_reason": each.finish,
@@ -569,7 +451,7 @@ class Cashier(Books):
         wants_usage = (body.get("stream_options") or {}).get("include_usage", False)
         sent = {**body, "stream_options": {"include_usage": True}} if body.get("stream") else body
         assert self.settings.upstream is not None
-        status, kind, answer = await _post(self.settings.upstream + path, sent, self.settings.upstream_key)
+        status, kind, answer = await post(self.settings.upstream + path, sent, self.settings.upstream_key)
         if status != 200:
             return Reply(status, answer, {"Content-Type": kind}), None
         if not body.get("stream"):
@@ -580,147 +462,6 @@ class Cashier(Books):
         if not wants_usage and b'"choices":[]' in events[at]:
             del events[at]
         return Reply(200, b"\n\n".join(events) + b"\n\n", {"Content-Type": "text/event-stream"}), usage
-
-    # Files and batches
-
-    async def _free(self, asked: Asked, query: Mapping[str, str]) -> Reply:
-        match (asked.method, *asked.path.strip("/").split("/")):
-            case ("GET", "models"):
-                names = [{"id": self.settings.model_name, "object": "model", "created": 0, "owned_by": "tests"}]
-                return _json({"object": "list", "data": names})
-            case ("POST", "files"):
-                return _json(self._upload(asked).to_json())
-            case ("GET", "files"):
-                return _listed(list(self.files.values()), query)
-            case ("GET", "files", name):
-                return _json(self._find(self.files, name).to_json())
-            case ("GET", "files", name, "content"):
-                return Reply(200, self._find(self.files, name).content, {"Content-Type": "application/octet-stream"})
-            case ("DELETE", "files", name):
-                self._find(self.files, name)
-                del self.files[name]
-                return _json({"id": name, "object": "file", "deleted": True})
-            case ("POST", "batches"):
-                return _json(self._create(asked).to_json())
-            case ("GET", "batches"):
-                return _listed(list(self.batches.values()), query)
-            case ("GET", "batches", name):
-                return _json((await self._poll(self._find(self.batches, name))).to_json())
-            case ("POST", "batches", name, "cancel"):
-                batch = self._find(self.batches, name)
-                batch.status = batch.status if batch.is_over else "cancelled"
-                return _json(batch.to_json())
-        raise Refusal(404, "not_found", f"Invalid URL ({asked.method} /v1{asked.path})")
-
-    def _find(self, kept: Mapping[str, Any], name: str) -> Any:
-        if name not in kept:
-            raise Refusal(404, "not_found", f"No such object: {name}")
-        return kept[name]
-
-    def _keep(self, name: str, purpose: str, content: bytes) -> File:
-        kept = File(self._new_id("file-"), name, purpose, content, int(time.time()))
-        self.files[kept.id] = kept
-        return kept
-
-    def _upload(self, asked: Asked) -> File:
-        parts = _parts(asked.headers.get("content-type", ""), asked.body)
-        if "file" not in parts or "purpose" not in parts:
-            raise Refusal(400, "missing_required_parameter", "a file and its purpose are needed")
-        name, content = parts["file"]
-        if len(content) > 512_000_000:
-            raise Refusal(413, "file_too_large", "Maximum file size exceeded")
-        return self._keep(name or "upload", parts["purpose"][1].decode(), content)
-
-    def _create(self, asked: Asked) -> Batch:
-        body = json.loads(asked.body)
-        given = self._find(self.files, body.get("input_file_id", ""))
-        if given.purpose != "batch" or body.get("completion_window") != "24h":
-            raise Refusal(400, "invalid_value", "a batch takes a file of purpose 'batch' and the window '24h'")
-        metadata = body.get("metadata")
-        too_long = metadata and (len(metadata) > 16 or any(len(k) > 64 or len(v) > 512 for k, v in metadata.items()))
-        if too_long:
-            raise Refusal(400, "invalid_value", "metadata: up to 16 pairs of 64 and 512 characters", "metadata")
-        if body.get("endpoint") != "/v1/chat/completions":
-            raise Refusal(400, "invalid_value", f"no batches of {body.get('endpoint')}", "endpoint")
-        batch = Batch(self._new_id("batch_"), given.id, body["endpoint"], metadata, int(time.time()))
-        self.batches[batch.id] = batch
-        return batch
-
-    async def _poll(self, batch: Batch) -> Batch:
-        batch.polls += 1
-        if batch.polls >= self.settings.batching.polls:
-            await self._run_batch(batch)
-        elif not batch.is_over:
-            batch.status = "in_progress"
-        return batch
-
-    async def _run_batch(self, batch: Batch) -> None:
-        if batch.is_over or batch.status == "finalizing":
-            return
-        batch.status = "finalizing"
-        requests = self._requests_of(batch)
-        if batch.errors:
-            batch.status = "failed"
-            return
-        batch.counts["total"] = len(requests)
-        done = [(line, await self._run_one(batch, line)) for line in requests]
-        # The order of answers is not that of the requests.
-        draw(self.settings.batching.seed, batch.id).shuffle(done)
-        outputs = [answer for _, answer in done if answer["error"] is None and answer["response"]["status_code"] == 200]
-        errors = [
-            answer for _, answer in done if not (answer["error"] is None and answer["response"]["status_code"] == 200)
-        ]
-        batch.counts |= Counter(completed=len(outputs), failed=len(errors))
-        if outputs:
-            batch.output_file_id = self._keep(f"{batch.id}_output.jsonl", "batch_output", _lines(outputs)).id
-        if errors:
-            batch.error_file_id = self._keep(f"{batch.id}_error.jsonl", "batch_output", _lines(errors)).id
-        batch.status = "expired" if any(answer["error"] for answer in errors) else "completed"
-
-    def _requests_of(self, batch: Batch) -> list[dict[str, Any]]:
-        limits, content = self.settings.batching, self.files[batch.input_file_id].content
-        requests = []
-        seen: set[str] = set()
-        for number, text in enumerate(content.splitlines(), 1):
-            try:
-                line = json.loads(text)
-                name = line["custom_id"]
-                is_fine = line["method"] == "POST" and line["url"] == batch.endpoint and isinstance(line["body"], dict)
-            except (ValueError, KeyError, TypeError):
-                name, is_fine = "", False
-            if not is_fine or name in seen:
-                code = "duplicate_custom_id" if is_fine else "invalid_json_line"
-                batch.errors.append({"code": code, "line": number, "message": f"{code}: line {number}", "param": None})
-            seen.add(name)
-            requests.append(line)
-        if not requests or len(requests) > limits.max_requests or len(content) > limits.max_bytes or limits.invalid:
-            message = f"{len(requests)} requests of {len(content)} bytes were turned down"
-            batch.errors.append({"code": "invalid_batch", "line": None, "message": message, "param": None})
-        return requests
-
-    async def _run_one(self, batch: Batch, line: Mapping[str, Any]) -> dict[str, Any]:
-        custom_id, body = line["custom_id"], line["body"]
-        found = {"id": self._new_id("batch_req_"), "custom_id": custom_id, "response": None, "error": None}
-        outcome = self.settings.batching.outcome(custom_id)
-        if outcome == "expired":
-            message = "This request could not be executed before the completion window expired."
-            return found | {"error": {"code": "batch_expired", "message": message}}
-        request_id = self._new_id("req_batch_")
-        usage = None
-        if outcome == "failed":
-            status, _, answer = refused("500")
-        else:
-            try:
-                reply, usage = await self._work(CHAT, self._body(json.dumps(body).encode()))
-                status, answer = reply.status, reply.body
-            except Refusal as refusal:
-                status, answer = refusal.reply.status, refusal.reply.body
-        if usage is not None:
-            asked = Asked(-1, "POST", CHAT, "", None, -1)
-            batch.usd += self._bill(asked, usage, "batch", outcome, custom_id)
-            if outcome is not None:
-                answer = spoil(outcome, answer, self._last_id)
-        return found | {"response": {"status_code": status, "request_id": request_id, "body": json.loads(answer)}}
 
 
 class _Limiter:
@@ -753,11 +494,8 @@ class _Limiter:
             refusal = Refusal(
                 429, "rate_limit_exceeded", f"Rate limit reached. Please try again in {_duration(waits)}."
             )
-            refusal.reply.headers = {
-                **headers,
-                "Retry-After": str(math.ceil(waits)),
-                "retry-after-ms": str(math.ceil(waits * 1000)),
-            }
+            waiting = {"Retry-After": str(math.ceil(waits)), "retry-after-ms": str(math.ceil(waits * 1000))}
+            refusal.reply.headers = headers | waiting
             raise refusal
         return headers
 
@@ -791,185 +529,6 @@ def _usage_of(usage: Mapping[str, Any]) -> Usage:
     return Usage(n_in, details.get("cached_tokens", 0), details.get("cache_write_tokens", 0), n_out)
 
 
-def _json(document: object) -> Reply:
-    return Reply(200, json.dumps(document).encode())
-
-
-def _listed(kept: Sequence[Any], query: Mapping[str, str]) -> Reply:
-    """A page, newest first: ``limit`` of those that come ``after`` one."""
-    names = [each.id for each in kept[::-1]]
-    start = names.index(query["after"]) + 1 if query.get("after") in names else 0
-    end = start + int(query.get("limit", 20))
-    shown = [each.to_json() for each in kept[::-1][start:end]]
-    ends = {"first_id": shown[0]["id"] if shown else None, "last_id": shown[-1]["id"] if shown else None}
-    return _json({"object": "list", "data": shown, "has_more": end < len(names), **ends})
-
-
-def _lines(documents: Iterable[object]) -> bytes:
-    return b"".join(json.dumps(document).encode() + b"\n" for document in documents)
-
-
-def _parts(kind: str, body: bytes) -> dict[str, tuple[str | None, bytes]]:
-    """Parts of a form by name: the name of the file and the content."""
-    boundary = kind.partition("boundary=")[2].strip('"').encode()
-    parts: dict[str, tuple[str | None, bytes]] = {}
-    for part in body.split(b"--" + boundary)[1:-1] if boundary else ():
-        head, _, content = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
-        found = dict(
-            piece.strip().split("=", 1)
-            for piece in head.decode("utf-8", "replace").replace("\r\n", ";").split(";")
-            if "=" in piece
-        )
-        name, file_name = found.get("name", "").strip('"'), found.get("filename")
-        parts[name] = (file_name.strip('"') if file_name else None, content.removesuffix(b"\r\n"))
-    return parts
-
-
-async def _post(url: str, body: Body, key: str | None) -> tuple[int, str, bytes]:
-    """Ask the server behind: status, content type and body."""
-    where = urlsplit(url)
-    reader, writer = await asyncio.open_connection(where.hostname, where.port)
-    try:
-        content = json.dumps(body).encode()
-        authorization = f"Authorization: Bearer {key}\r\n" if key else ""
-        head = (
-            f"POST {where.path} HTTP/1.1\r\nHost: {where.netloc}\r\n{authorization}Content-Type: application/json\r\n"
-            f"Content-Length: {len(content)}\r\nConnection: close\r\n\r\n"
-        )
-        writer.write(head.encode() + content)
-        status, headers = _head(await reader.readuntil(b"\r\n\r\n"))
-        answer = await reader.read(-1)
-    finally:
-        writer.close()
-    if headers.get("transfer-encoding") == "chunked":
-        whole = b""
-        while answer:
-            size, _, answer = answer.partition(b"\r\n")
-            n = int(size, 16)
-            whole, answer = whole + answer[:n], answer[n + 2 :] if n else b""
-        answer = whole
-    return int(status.split(" ", 2)[1]), headers.get("content-type", ""), answer
-
-
-def _head(raw: bytes) -> tuple[str, dict[str, str]]:
-    first, *lines = raw.decode("latin-1").split("\r\n")
-    pairs = (line.split(":", 1) for line in lines if line)
-    return first, {name.strip().lower(): value.strip() for name, value in pairs}
-
-
-# HTTP
-
-
-async def _connection(till: Cashier, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    number = till.connections
-    till.connections += 1
-    till.open_connections += 1
-    till.most_connections = max(till.most_connections, till.open_connections)
-    with suppress(ConnectionError, asyncio.IncompleteReadError):
-        while await _exchange(till, number, reader, writer):
-            pass
-    till.open_connections -= 1
-    writer.close()
-
-
-async def _exchange(till: Cashier, connection: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    """Read one request and answer it; whether the connection stays."""
-    first, headers = _head(await reader.readuntil(b"\r\n\r\n"))
-    body = await reader.readexactly(int(headers.get("content-length", 0)))
-    authorization = headers.pop("authorization", None)
-    method, target, _ = first.split(" ", 2)
-    where = urlsplit(target)
-    path = where.path.removeprefix("/v1")
-    is_json = headers.get("content-type", "").startswith("application/json")
-    key = key_of(path, _plain(body) if is_json else [method, body.hex()])
-    client_id = headers.get("x-client-request-id")
-    asked = Asked(len(till.requests), method, path, key, client_id, connection, headers=headers, body=body)
-    till.in_flight += 1
-    till.most_in_flight = max(till.most_in_flight, till.in_flight)
-    try:
-        query = {name: values[-1] for name, values in parse_qs(where.query).items()}
-        reply = await till.handle(asked, query, authorization)
-        stays = await _send(till, reply, writer)
-    except BaseException:
-        # The customer left, or the cashier is being stopped: what was billed stays billed.
-        till.sent(asked, delivered=False)
-        raise
-    finally:
-        till.in_flight -= 1
-    is_there = not reader.at_eof()
-    till.sent(asked, delivered=is_there and reply.manner in (None, "slow"))
-    return stays and is_there and headers.get("connection", "").lower() != "close"
-
-
-def _plain(body: bytes) -> object:
-    try:
-        return json.loads(body)
-    except ValueError:
-        return body.decode("latin-1")
-
-
-async def _send(till: Cashier, reply: Reply, writer: asyncio.StreamWriter) -> bool:
-    """Send an answer in the manner that its fault says; whether the connection stays."""
-    if reply.manner == "hang":
-        await asyncio.sleep(3600)
-    if reply.manner == "reset":
-        _reset(writer)
-        return False
-    n_bytes = len(reply.body)
-    headers = {"Content-Type": "application/json", **reply.headers, "Content-Length": str(n_bytes)}
-    lines = [
-        f"HTTP/1.1 {reply.status} {_REASONS.get(reply.status, 'Error')}",
-        *(f"{k}: {v}" for k, v in headers.items()),
-    ]
-    writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-    if reply.manner == "stall":
-        await writer.drain()
-        await asyncio.sleep(3600)
-    if reply.manner == "truncated":
-        writer.write(reply.body[: n_bytes // 2])
-        await writer.drain()
-        return False
-    n_pieces = 8 if reply.manner == "slow" else 1
-    step = max(1, math.ceil(n_bytes / n_pieces))
-    for start in range(0, n_bytes, step):
-        if n_pieces > 1:
-            await writer.drain()
-            await asyncio.sleep(till.settings.slow_s / n_pieces)
-        writer.write(reply.body[start : start + step])
-    await writer.drain()
-    return True
-
-
-def _reset(writer: asyncio.StreamWriter) -> None:
-    """End the connection by a reset, which loses what is under way."""
-    found: socket.socket = writer.get_extra_info("socket")
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
-
-
-async def serve(till: Cashier, ready: Callable[[], None]) -> None:
-    """Answer until cancelled."""
-    running: set[asyncio.Task[None]] = set()
-
-    def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(_connection(till, reader, writer))
-        running.add(task)
-        task.add_done_callback(running.discard)
-
-    server = await asyncio.start_server(begin, "127.0.0.1", till.settings.port, limit=1 << 20, backlog=512)
-    till._loop = asyncio.get_running_loop()
-    till.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    ready()
-    try:
-        await asyncio.Event().wait()
-    finally:
-        server.close()
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        till.close()
-
-
 @contextmanager
 def cashier(settings: Settings | None = None, **changes: Any) -> Iterator[Cashier]:
     """Run a provider in a thread of this process; ``changes``: settings by name."""
@@ -984,7 +543,7 @@ def cashier(settings: Settings | None = None, **changes: Any) -> Iterator[Cashie
         loop = asyncio.get_running_loop()
         stop.append(lambda: loop.call_soon_threadsafe(task.cancel))
         with suppress(asyncio.CancelledError):
-            await serve(till, ready.set)
+            await till.serve(till.settings.port, till.settings.slow_s, ready.set)
 
     def run() -> None:
         try:
@@ -992,6 +551,7 @@ def cashier(settings: Settings | None = None, **changes: Any) -> Iterator[Cashie
         except BaseException as error:
             failures.append(error)
         finally:
+            till.close()
             ready.set()
 
     thread = threading.Thread(target=run, name="cashier", daemon=True)

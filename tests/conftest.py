@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,8 @@ from hypothesis import settings
 
 from outlay.train import timing
 from tests.checkpoints import make_checkpoint
-from tests.skips import pytest_configure, pytest_runtest_setup, pytest_terminal_summary
+from tests.llm_server import API_KEY, LlamaServer, NoLlama, llama_server, write_model
+from tests.skips import pytest_configure, pytest_runtest_setup, pytest_terminal_summary, skip_without
 
 if TYPE_CHECKING:
     from tests.runs import FamilyWorld, World
@@ -21,8 +23,8 @@ __all__ = ["pytest_configure", "pytest_runtest_setup", "pytest_terminal_summary"
 
 # What `auto` means must not depend on the machine that the tests run on; those of `auto` itself take it away again.
 os.environ["OUTLAY_PRECISION"] = "fp32"
-# One round of timed answers is enough where nobody reads the milliseconds: runs are most of what the tests do.
-timing.TIMING_ROUNDS = 1
+# One round of a few timed answers is enough where nobody reads the milliseconds: runs are most of what the tests do.
+timing.TIMING_ROUNDS, timing.N_TIMED_ROWS = 1, 4
 # Output in a pipe is as wide as it needs to be, unless somebody says how wide it is.
 os.environ.pop("COLUMNS", None)
 
@@ -66,6 +68,17 @@ def shared_families(tmp_path_factory: pytest.TempPathFactory) -> FamilyWorld:
     from tests.runs import FamilyWorld
 
     return FamilyWorld(tmp_path_factory.mktemp("families"))
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaServer]:
+    """A real server of a random language model, started once; it wants a key."""
+    try:
+        model = write_model(tmp_path_factory.mktemp("llama") / "tiny.gguf")
+        with llama_server(model, api_key=API_KEY) as server:
+            yield server
+    except NoLlama as error:
+        skip_without("llama", str(error))
 
 
 @pytest.fixture(scope="session")

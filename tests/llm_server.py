@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import subprocess
 import sys
@@ -16,16 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 API_KEY = "local-key"
 ALIAS = "tiny"
 ROOT = Path(__file__).parent.parent
-LIBRARIES = ("xllamacpp", "gguf")
-NO_LLAMA = "no llama.cpp: pip install 'outlay[dev]', which has xllamacpp and gguf"
+NO_LLAMA = "no server of llama.cpp: pip install 'outlay[dev]', which has xllamacpp and gguf"
 
-needs_llama = pytest.mark.skipif(not all(importlib.util.find_spec(name) for name in LIBRARIES), reason=NO_LLAMA)
-"""Mark of tests that a machine without a wheel of llama.cpp skips."""
+_NO_LIBRARY = 3
+"""Exit status where the wheel cannot be imported."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -38,6 +34,10 @@ WORDS = (
 )
 """Tokens beyond single letters, with all of their beginnings."""
 N_LAYERS, WIDTH, INNER, N_HEADS, CONTEXT = 2, 64, 128, 4, 8192
+
+
+class NoLlama(Exception):
+    """This machine has no wheel of llama.cpp that can be imported."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,10 @@ def write_model(path: Path, seed: int = 0) -> Path:
     Its tokens are bytes, letters and the beginnings of some words. The first number of its hidden state is the same everywhere,
     so that the output's weights of it are a bias: what a random model should not say has a low one.
     """
-    import gguf
+    try:
+        import gguf
+    except ImportError as error:
+        raise NoLlama(NO_LLAMA) from error
     import numpy as np
 
     control = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
@@ -153,7 +156,9 @@ def llama_server(
     try:
         url = server.stdout.readline().strip()
         if not url:
-            raise RuntimeError(f"the server of {model} ended with status {server.wait()} before it answered")
+            if (status := server.wait()) == _NO_LIBRARY:
+                raise NoLlama(NO_LLAMA)
+            raise RuntimeError(f"the server of {model} ended with status {status} before it answered")
         yield LlamaServer(url, alias, api_key, server.pid)
     finally:
         with suppress(BrokenPipeError):
@@ -178,8 +183,10 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=8192)
     asked = parser.parse_args()
 
-    import xllamacpp
-
+    try:
+        import xllamacpp
+    except ImportError:
+        sys.exit(_NO_LIBRARY)
     params = xllamacpp.CommonParams()
     params.model.path = str(asked.model)
     params.model_alias = {asked.alias}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from time import time
-from typing import Any
+from typing import Any, Literal
 
 from tests.scripted_model import draw
 
@@ -34,8 +34,17 @@ BILLED = (
 )
 """Faults after the work was done, which the provider bills as it bills any other."""
 NAMES = (*UNBILLED, *BILLED)
-CUTTING = ("reset_after", "truncated", "stall")
-"""Those after which the customer has no whole answer."""
+Manner = Literal["reset", "truncated", "stall", "slow", "hang"]
+ON_THE_WIRE: dict[str, Manner] = {
+    "reset_after": "reset",
+    "truncated": "truncated",
+    "stall": "stall",
+    "slow": "slow",
+}
+"""Manner of sending of those that leave the answer as it is."""
+NO_DOCUMENT = ("cut_json", "empty", "not_object")
+DOCUMENT = tuple(name for name in BILLED if name not in (*ON_THE_WIRE, *NO_DOCUMENT))
+"""Those that change what the answer's document says."""
 HTML = b"<!DOCTYPE html><html><head><title>Just a moment...</title></head><body><h1>Checking your browser</h1></body></html>"
 PROSE = 'I would say it depends. ```json\n{"labels": maybe}\n``` Let me know if I can help further!'
 

@@ -1,4 +1,4 @@
-"""A model that answers by a rule, so that hundreds of requests cost nothing: labels by keywords, exact probabilities, honest usage."""
+"""A model that answers by a rule, so that hundreds of requests cost nothing: exact probabilities, honest usage."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def speak(contents: str | Contents, body: Body, numbers: random.Random, reasonin
 
 
 def alternatives(shares: Contents, tokens: Sequence[str], n_top: int) -> list[dict[str, Any]]:
-    """For each token of an answer its log-probability and the ``n_top`` most probable in its place, from the tree of all answers."""
+    """Log-probability of each token of an answer, with the ``n_top`` most probable in its place: exact, of all answers."""
     paths = [(tokens_of(content), share) for content, share in shares.items()]
     listed = []
     for place, token in enumerate(tokens):

@@ -1,13 +1,14 @@
 """What was skipped and how to have it run, in the last line of a test run; and tests that must not be skipped.
 
-``OUTLAY_TESTS_NEED=browser`` (continuous integration sets it) has a test that needs a browser fail where there is none.
+``OUTLAY_TESTS_NEED=browser,llama`` (continuous integration sets it) has a test that needs a browser, or llama.cpp's server, fail
+where there is none.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -24,11 +25,15 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a browser where there is none, or fail where there must be one."""
-    if item.get_closest_marker("browser") is None or find_chromium() is not None:
-        return
-    if "browser" in os.environ.get("OUTLAY_TESTS_NEED", "").split(","):
-        pytest.fail(f"{NO_BROWSER}; OUTLAY_TESTS_NEED asks for one", pytrace=False)
-    pytest.skip(NO_BROWSER)
+    if item.get_closest_marker("browser") is not None and find_chromium() is None:
+        skip_without("browser", NO_BROWSER)
+
+
+def skip_without(name: str, reason: str) -> NoReturn:
+    """Skip the test for what this machine lacks, or fail it where ``OUTLAY_TESTS_NEED`` names that."""
+    if name in os.environ.get("OUTLAY_TESTS_NEED", "").split(","):
+        pytest.fail(f"{reason}; OUTLAY_TESTS_NEED asks for one", pytrace=False)
+    pytest.skip(reason)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

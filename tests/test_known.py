@@ -81,7 +81,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     root = tmp_path_factory.mktemp("known")
     world = World(root)
     write_toy_study(root / "toy.yaml", STUDY, world.checkpoint, {"cpu": 1, "other": 2}, most_usd=3, n_seeds=2)
-    ran = Place(root).run("--workers", 1, out=root / "out", store=root / "store")
+    with pytest.MonkeyPatch.context() as patch:
+        study_in_this_process(patch)
+        ran = Place(root).run(out=root / "out", store=root / "store")
     assert ran.code == 0, ran.err
     return Place(root)
 

@@ -228,8 +228,13 @@ def assert_equal_to(unbroken: Any, ended: dict[str, Tensor], progress: TrainProg
     assert meter.state() == unbroken[2]
 
 
+def slow(*cases: int) -> list[Any]:
+    """More of the same, for `make test-slow`."""
+    return [pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
 # In the first epoch, in the middle of one, at an epoch's last batch, right after it, at the very end.
-@pytest.mark.parametrize("step", [1, 2, 7, 8, 9, 13, 16, 17, 27, 31, 32])
+@pytest.mark.parametrize("step", [1, 8, 9, 13, 32, *slow(2, 7, 16, 17, 27, 31)])
 def test_killed_after_a_step_and_resumed_ends_bit_for_bit_alike(unbroken: Any, tmp_path: Path, step: int) -> None:
     with pytest.raises(Killed):
         attempt(tmp_path, CountingMeter(), kill_at_step=step)
@@ -239,7 +244,7 @@ def test_killed_after_a_step_and_resumed_ends_bit_for_bit_alike(unbroken: Any, t
     assert meter.n_batches == N_BATCHES * EPOCHS - (step - 1)
 
 
-@pytest.mark.parametrize("step", [2, 8, 9, 10, 17, 25, 32])
+@pytest.mark.parametrize("step", [2, 8, 17, 32, *slow(9, 10, 25)])
 def test_killed_before_a_step_and_resumed_ends_bit_for_bit_alike(unbroken: Any, tmp_path: Path, step: int) -> None:
     """Step 9 is the first after an epoch's end: the evaluation before it is kept, not done again."""
     with pytest.raises(Killed):
@@ -257,9 +262,23 @@ def test_killed_while_evaluating_and_resumed_ends_bit_for_bit_alike(unbroken: An
     assert_equal_to(unbroken, *attempt(tmp_path, meter), meter)
 
 
-@given(st.lists(st.integers(1, N_BATCHES * EPOCHS), min_size=1, max_size=4).map(sorted))
-@hypothesis_settings(max_examples=6, deadline=None, derandomize=True)
+KILLS = st.lists(st.integers(1, N_BATCHES * EPOCHS), min_size=1, max_size=4).map(sorted)
+
+
+@given(KILLS)
+@hypothesis_settings(max_examples=3, deadline=None, derandomize=True)
 def test_killed_again_and_again_ends_bit_for_bit_alike(unbroken: Any, steps: list[int]) -> None:
+    check_kills(unbroken, steps)
+
+
+@pytest.mark.slow
+@given(KILLS)
+@hypothesis_settings(max_examples=30, deadline=None, derandomize=True)
+def test_killed_again_and_again_in_many_ways_ends_bit_for_bit_alike(unbroken: Any, steps: list[int]) -> None:
+    check_kills(unbroken, steps)
+
+
+def check_kills(unbroken: Any, steps: list[int]) -> None:
     with TemporaryDirectory() as folder:
         for step in steps:
             with pytest.raises(Killed):
@@ -337,7 +356,7 @@ def test_no_checkpoint_is_written_before_its_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
-@pytest.mark.parametrize("step", [3, 5, 8, 13, 30])
+@pytest.mark.parametrize("step", [5, 13, *slow(3, 8, 30)])
 def test_killed_with_evaluations_in_mid_epoch_and_pieces_ends_bit_for_bit_alike(
     tmp_path: Path, step: int, optimizer: str
 ) -> None:

@@ -171,7 +171,7 @@ def test_a_method_trains_and_its_folder_answers_as_it_did(
 
 
 @pytest.mark.parametrize("method", FROM_TARGETS)
-@pytest.mark.parametrize("gold_weight", [0.0, 0.4])
+@pytest.mark.parametrize("gold_weight", [pytest.param(0.0, marks=pytest.mark.slow), 0.4])
 def test_a_method_learns_from_targets(
     small: str, tmp_path: Path, method: str, gold_weight: float, targets: SparseTargets
 ) -> None:
@@ -308,7 +308,7 @@ def test_contrastive_training_changes_the_encoder_and_ends_with_a_probe(small: s
     assert head.origin is None, "vectors of an encoder that was trained are nobody else's"
 
 
-@pytest.mark.parametrize("method", ["probe_then_tune", "contrastive"])
+@pytest.mark.parametrize("method", ["probe_then_tune", pytest.param("contrastive", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -456,7 +456,7 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize(("method", "from_targets"), [("probe_then_tune", True), ("contrastive", False)])
+@pytest.mark.parametrize(("method", "from_targets"), [("probe_then_tune", True), pytest.param("contrastive", False, marks=pytest.mark.slow)])
 def test_killed_again_and_again_it_ends_with_the_bytes_of_an_undisturbed_one(
     small: str, tmp_path: Path, method: str, from_targets: bool, targets: SparseTargets
 ) -> None:
@@ -479,7 +479,7 @@ def test_killed_again_and_again_it_ends_with_the_bytes_of_an_undisturbed_one(
 
 
 @pytest.mark.parametrize("family", ["seq2seq", "causal"])
-@pytest.mark.parametrize("method", ["probe", "probe_then_tune", "contrastive"])
+@pytest.mark.parametrize("method", ["probe", "probe_then_tune", pytest.param("contrastive", marks=pytest.mark.slow)])
 def test_models_that_write_choose_by_a_head_on_their_vectors(
     family: str, method: str, tmp_path: Path, texts: list[str], targets: SparseTargets
 ) -> None:

@@ -64,6 +64,8 @@ SETS = {
     ),
 }
 PAIRS = ("mrpc", "rte", "qnli")
+SOME = [name if name in ("trec_qc", "mrpc", "qnli") else pytest.param(name, marks=pytest.mark.slow) for name in SETS]
+"""For tests that make rows up: one of single texts, one of pairs, one whose pool has rows without a label."""
 
 
 def test_the_eight_are_shipped_beside_the_six() -> None:
@@ -181,7 +183,7 @@ class MadeUp:
         return cls(task, folder / "mirror")
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", SOME)
 def test_its_files_are_brought_and_checked(name: str, tmp_path: Path) -> None:
     made, data = MadeUp.of(name, tmp_path), tmp_path / "data"
     brought = outlay("data", "get", made.task, "--from", made.mirror, "--to", data, "--json").json
@@ -195,7 +197,7 @@ def test_its_files_are_brought_and_checked(name: str, tmp_path: Path) -> None:
     assert load_data(load_task(made.task), data).digest.startswith(found["digest"])
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", SOME)
 def test_rows_that_are_not_those_of_the_set_are_refused(name: str, tmp_path: Path) -> None:
     made, data = MadeUp.of(name, tmp_path), tmp_path / "data"
     refused(outlay("data", "get", name, "--from", made.mirror, "--to", data), f"{name}/train.jsonl", "sha256")
@@ -203,7 +205,7 @@ def test_rows_that_are_not_those_of_the_set_are_refused(name: str, tmp_path: Pat
     refused(outlay("task", "check", name, "--data", made.mirror), f"{name}/train.jsonl")
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", SOME)
 def test_a_text_is_taken_apart_and_the_pool_knows_no_label(name: str, tmp_path: Path) -> None:
     made = MadeUp.of(name, tmp_path)
     task = load_task(made.task)
@@ -220,7 +222,13 @@ def test_a_text_is_taken_apart_and_the_pool_knows_no_label(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("name", "split"), [*((name, "train") for name in SETS), ("rte", "unlabeled"), ("qnli", "unlabeled")]
+    ("name", "split"),
+    [
+        *((name, "train") for name in ("trec_qc", "mrpc")),
+        *(pytest.param(name, "train", marks=pytest.mark.slow) for name in SETS if name not in ("trec_qc", "mrpc")),
+        pytest.param("rte", "unlabeled", marks=pytest.mark.slow),
+        ("qnli", "unlabeled"),
+    ],
 )
 def test_a_test_row_that_is_trained_on_is_refused(name: str, split: str, tmp_path: Path) -> None:
     held = made_up(name, "test", 3)
@@ -244,7 +252,7 @@ def test_a_swapped_pair_is_the_same_pair_only_where_the_order_says_nothing(name:
         assert len(load_data(task, made.mirror).train) == 49
 
 
-@pytest.mark.parametrize("name", ["trec_qc", "mrpc", "qnli"])
+@pytest.mark.parametrize("name", ["trec_qc", pytest.param("mrpc", marks=pytest.mark.slow), "qnli"])
 def test_a_teacher_is_bought_and_distilled(name: str, tmp_path: Path) -> None:
     made = MadeUp.of(name, tmp_path)
     texts = [made_up(name, split, i)["source"] for split, n in N_ROWS.items() for i in range(n)]

@@ -582,6 +582,7 @@ def test_two_runs_with_caches_of_their_own_share_what_was_made(
     assert reopen_study(second.folder).store.location == url
 
 
+@pytest.mark.slow
 def test_a_study_on_s3_is_reused_from_an_empty_cache(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,19 +21,19 @@ from tests.listeners import Onlooker
 from tests.runs import FamilyWorld, OneByOne, runner
 
 PUBLISHED = {"distil": {"objective": "published", "temperature": 2.0}}
-CASES: list[tuple[str, str, str, str, dict[str, dict[str, Any]]]] = [
+CASES: list[Any] = [
     ("classes", "encoder", "encoder", "classes", {}),
-    ("classes", "seq2seq", "seq2seq", "tokens", {"teach": {"beams": 2}}),
+    pytest.param("classes", "seq2seq", "seq2seq", "tokens", {"teach": {"beams": 2}}, marks=pytest.mark.slow),
     ("classes", "seq2seq", "padded", "tokens", PUBLISHED),
-    ("classes", "causal", "seq2seq", "classes", {"distil": {"gold_weight": 0.5}}),
+    pytest.param("classes", "causal", "seq2seq", "classes", {"distil": {"gold_weight": 0.5}}, marks=pytest.mark.slow),
     ("classes", "causal", "encoder", "classes", {"distil": {"gold_weight": 0.5, "divergence": "js"}}),
-    ("classes", "encoder", "seq2seq", "classes", {"teach": {"max_logits": 0}}),
+    pytest.param("classes", "encoder", "seq2seq", "classes", {"teach": {"max_logits": 0}}, marks=pytest.mark.slow),
     ("entities", "encoder", "encoder", "tags", {"distil": {"gold_weight": 0.3}}),
     ("entities", "seq2seq", "encoder", "text", {"distil": {"gold_weight": 0.3}}),
-    ("entities", "encoder", "seq2seq", "text", {"distil": {"eval_steps": 2}}),
+    pytest.param("entities", "encoder", "seq2seq", "text", {"distil": {"eval_steps": 2}}, marks=pytest.mark.slow),
     ("entities", "seq2seq", "seq2seq", "tokens", {"distil": {"gold_weight": 0.5}, "teach": {"sample": True}}),
     ("questions", "causal", "seq2seq", "text", {"teach": {"beams": 3}, "teacher": {"eval_steps": 1}}),
-    ("questions", "seq2seq", "seq2seq", "tokens", PUBLISHED),
+    pytest.param("questions", "seq2seq", "seq2seq", "tokens", PUBLISHED, marks=pytest.mark.slow),
     ("paraphrases", "seq2seq", "seq2seq", "tokens", {"distil": {"gold_weight": 0.5, "divergence": "reverse_kl"}}),
 ]
 

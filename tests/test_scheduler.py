@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,7 @@ def world(shared_world: World) -> World:
     return shared_world.fresh()
 
 
-def grid(world: World) -> list[Request]:
+def whole_grid(world: World) -> list[Request]:
     """Two seeds, two budgets, three strategies; teacher and student of `distill` are the same at both budgets."""
     return [
         world.request(strategy=name, budget_micros=budget, seed=seed)
@@ -34,6 +36,11 @@ def grid(world: World) -> list[Request]:
         for budget in (16_000_000, 19_000_000)
         for name in ("annotate", "distill", "self_distill")
     ]
+
+
+def grid(world: World) -> list[Request]:
+    """All of one seed, and one run of the other."""
+    return whole_grid(world)[:7]
 
 
 def scheduled(one: Runner, world: World, asked: Sequence[Request], pool: WorkerPool) -> tuple[list[Point], Onlooker]:
@@ -48,39 +55,70 @@ def worker_factory(one: Runner) -> StepRunnerFactory:
     return StepRunnerFactory(one.store.location, PriceBook.load())
 
 
-@pytest.fixture(scope="module")
-def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> list[Point]:
-    """Each run by itself, in a store of its own: what it would be, bought alone."""
+def by_themselves(world: World, asked: Sequence[Request], tmp_path_factory: pytest.TempPathFactory) -> list[Point]:
+    """Each run in a store of its own: what it would be, bought alone."""
     points = []
-    for request in grid(world):
+    for request in asked:
         folder = tmp_path_factory.mktemp("alone")
         points.append(runner(folder, folder / "store").execute(world.workbench.prepare(request)))
     return points
 
 
+@pytest.fixture(scope="module")
+def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> list[Point]:
+    return by_themselves(world, grid(world), tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def all_undisturbed(
+    world: World, undisturbed: list[Point], tmp_path_factory: pytest.TempPathFactory
+) -> list[Point]:
+    return undisturbed + by_themselves(world, whole_grid(world)[len(undisturbed) :], tmp_path_factory)
+
+
+@dataclass(frozen=True)
+class Done:
+    """The grid when it is over, conducted by one worker in this process."""
+
+    one: Runner
+    points: list[Point]
+    listener: Onlooker
+
+
+@pytest.fixture(scope="module")
+def done(world: World, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    folder = tmp_path_factory.mktemp("done")
+    one = runner(folder, folder / "store")
+    return Done(one, *scheduled(one, world, grid(world), InProcessPool(worker_factory(one))))
+
+
 @pytest.mark.slow
-def test_results_are_those_of_each_run_by_itself(world: World, undisturbed: list[Point], tmp_path: Path) -> None:
-    one = runner(tmp_path, tmp_path / "store")
-    points, listener = scheduled(one, world, grid(world), LocalPool(worker_factory(one), 2, 1, logs=tmp_path / "logs"))
-    assert [p.result_bytes() for p in points] == [p.result_bytes() for p in undisturbed]
+def test_results_are_those_of_each_run_by_itself(world: World, all_undisturbed: list[Point], tmp_path: Path) -> None:
+    one, asked = runner(tmp_path, tmp_path / "store"), whole_grid(world)
+    points, listener = scheduled(one, world, asked, LocalPool(worker_factory(one), 2, 1, logs=tmp_path / "logs"))
+    assert [p.result_bytes() for p in points] == [p.result_bytes() for p in all_undisturbed]
     assert all(p.is_ok for p in points)
     assert not listener.problems
     assert one.ledger.verify().ok
 
 
 @pytest.mark.slow
-def test_one_worker_in_this_process_is_enough(world: World, undisturbed: list[Point], tmp_path: Path) -> None:
+def test_a_lost_worker_changes_no_run_of_the_whole_grid(
+    world: World, all_undisturbed: list[Point], tmp_path: Path
+) -> None:
     one = runner(tmp_path, tmp_path / "store")
-    points, _ = scheduled(one, world, grid(world), InProcessPool(worker_factory(one)))
-    assert [p.result_bytes() for p in points] == [p.result_bytes() for p in undisturbed]
+    points, _ = scheduled(one, world, whole_grid(world), Unreliable(one, world, lose=["train", "teach", "train"]))
+    assert [p.result_bytes() for p in points] == [p.result_bytes() for p in all_undisturbed]
+
+
+def test_one_worker_in_this_process_is_enough(undisturbed: list[Point], done: Done) -> None:
+    assert [p.result_bytes() for p in done.points] == [p.result_bytes() for p in undisturbed]
 
 
 def test_each_distinct_step_is_made_once_and_every_point_is_charged_in_full(
-    world: World, undisturbed: list[Point], tmp_path: Path
+    world: World, undisturbed: list[Point], done: Done
 ) -> None:
-    one = runner(tmp_path, tmp_path / "store")
-    asked = grid(world)
-    points, listener = scheduled(one, world, asked, InProcessPool(worker_factory(one)))
+    one, asked, points, listener = done.one, grid(world), done.points, done.listener
     made = Counter(
         entry.key for entry in one.ledger.entries() if entry.kind == "settle" and "(reused)" not in entry.note
     )
@@ -100,13 +138,11 @@ def test_each_distinct_step_is_made_once_and_every_point_is_charged_in_full(
     assert spent == pytest.approx(float(one.here.usd) * seconds / 3600 * 1e6, abs=len(made))
 
 
-def test_a_study_that_is_done_is_replayed_and_books_nothing(world: World, tmp_path: Path) -> None:
-    one = runner(tmp_path, tmp_path / "store")
-    asked = grid(world)[:3]
-    first, _ = scheduled(one, world, asked, InProcessPool(worker_factory(one)))
+def test_a_study_that_is_done_is_replayed_and_books_nothing(world: World, done: Done) -> None:
+    one = done.one
     n_entries = one.ledger.anchor().count
-    again = one.all_finished([world.workbench.resolve(request).run_id for request in asked])
-    assert [p.to_json() for p in again.values()] == [p.to_json() for p in first]
+    again = one.all_finished([world.workbench.resolve(request).run_id for request in grid(world)])
+    assert [p.to_json() for p in again.values()] == [p.to_json() for p in done.points]
     assert one.ledger.anchor().count == n_entries
 
 
@@ -176,10 +212,52 @@ def test_a_point_that_cannot_be_prepared_fails_alone(world: World, tmp_path: Pat
     assert "nowhere" in (points[0].result.reason or "")
 
 
+class TwoAtOnce(InProcessPool):
+    """Takes a second step before the first is made."""
+
+    def __init__(self, one: Runner) -> None:
+        super().__init__(worker_factory(one))
+        self.under_way: list[tuple[str, Job]] = []
+        self.n_most = 0
+
+    @property
+    def n_workers(self) -> int:
+        return 2
+
+    @property
+    def n_free(self) -> int:
+        return 2 - len(self.under_way)
+
+    def submit(self, name: str, payload: Job) -> None:
+        self.under_way.append((name, payload))
+        self.n_most = max(self.n_most, len(self.under_way))
+
+    def wait(self, timeout_seconds: float | None = None) -> list[TaskResult]:
+        if not self.under_way:
+            return []
+        name, payload = self.under_way.pop(0)
+        self._waiting = (name, payload, time.monotonic())
+        return super().wait(timeout_seconds)
+
+
+def capped(folder: Path) -> Runner:
+    """A runner whose runs may spend 20 cents between them."""
+    here = runner(folder, folder / "x").here
+    return Runner(folder, runner(folder, folder / "store").store, here=here, cash_cap_micros=200_000)
+
+
 def test_a_cash_cap_over_all_runs_is_shared_by_the_steps_under_way(world: World, tmp_path: Path) -> None:
-    """Two workers at once, and neither takes all of the cap: every point is made, and the cap is never passed."""
-    here = runner(tmp_path, tmp_path / "x").here
-    one = Runner(tmp_path, runner(tmp_path, tmp_path / "store").store, here=here, cash_cap_micros=200_000)
+    """Two at once, and neither takes all of the cap: every point is made, and the cap is never passed."""
+    one = capped(tmp_path)
+    points, _ = scheduled(one, world, grid(world)[:3], pool := TwoAtOnce(one))
+    assert pool.n_most == 2
+    assert all(p.is_ok for p in points)
+    assert sum(one.ledger.balance(run).total_cash_micros for run in one.ledger.run_ids()) <= 200_000
+
+
+@pytest.mark.slow
+def test_a_cash_cap_over_all_runs_is_shared_by_two_workers(world: World, tmp_path: Path) -> None:
+    one = capped(tmp_path)
     points, _ = scheduled(one, world, grid(world)[:6], LocalPool(worker_factory(one), 2, 1, logs=tmp_path / "logs"))
     assert all(p.is_ok for p in points)
     assert sum(one.ledger.balance(run).total_cash_micros for run in one.ledger.run_ids()) <= 200_000

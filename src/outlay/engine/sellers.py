@@ -63,7 +63,7 @@ def spec_of(name: str, block: SellerBlock) -> SellerSpec:
     """Return the seller that a task file describes."""
     known = NAMES.get(name, name)
     options = block.model_dump(exclude={"kind"}, exclude_defaults=True)
-    return SellerSpec.of(known, block.kind, **options)
+    return SellerSpec.of(known, block.kind, options)
 
 
 def block_of(spec: SellerSpec) -> SellerBlock:

@@ -76,8 +76,8 @@ class SellerSpec:
     options: str = "{}"
 
     @classmethod
-    def of(cls, name: str, kind: str, **options: Any) -> SellerSpec:
-        """Return a seller of a kind: ``SellerSpec.of("llm", "openai", model="gpt-5-mini")``."""
+    def of(cls, name: str, kind: str, options: Mapping[str, Any]) -> SellerSpec:
+        """Return a seller of a kind: ``SellerSpec.of("llm", "openai", {"model": "gpt-5-mini"})``."""
         if kind == REPLAY:
             return cls(name, ReplayOptions(**options))
         return cls(name, kind=kind, options=canonical_json(options))

@@ -23,10 +23,10 @@ GRACE_SECONDS = 10.0
 _LONGEST_SLEEP = 5.0
 
 
-class Asked(Protocol):
+class Server(Protocol):
     """An endpoint, or what stands for one in a test."""
 
-    def exchange(self, question: Question) -> Exchange:
+    def exchange(self, question: Question, key: str) -> Exchange:
         """Send a question once, and return what came of it."""
 
 
@@ -54,7 +54,7 @@ class Asking:
     nothing more leaves.
     """
 
-    endpoint: Asked
+    endpoint: Server
     journal: Journal
     order: str
     limits: Limits
@@ -152,7 +152,7 @@ class Asking:
         """Send one request, and write down that it leaves and what came of it, each before going on."""
         question = due.question
         attempt = self.journal.send(due.key, self.order, question.row, question.most)
-        exchange = self.endpoint.exchange(question)
+        exchange = self.endpoint.exchange(question, due.key)
         if isinstance(exchange, Received):
             reply = self.journal.receive(attempt, exchange)
             return exchange, self.settle(question, reply)

@@ -52,7 +52,7 @@ _OWN_FIELDS = {
 class Way:
     """A way of answering, and which optional fields of a body the endpoint takes.
 
-    ``top_logprobs``: tokens listed at each place of an answer, 0 for no log-probabilities; ``temperature``: whether it may be sent.
+    ``top_logprobs``: tokens listed at each place of an answer, 0 for none; ``temperature``: whether it may be sent.
     """
 
     name: WayName
@@ -71,7 +71,7 @@ class Way:
 
     @property
     def gives_probabilities(self) -> bool:
-        """Whether an answer comes with a probability of every label."""
+        """True where an answer comes with a probability of every label."""
         return self.name in ("decisions", "systemone") or self.top_logprobs > 0
 
     def to_json(self) -> dict[str, Any]:
@@ -150,8 +150,8 @@ def most_tokens(body: Mapping[str, Any], count: Callable[[str], int] | None = No
 
     All input is counted as ``input``: part of it may be read from a cache or written to one, so the bound in dollars takes the
     dearest of the three prices. A token holds at least one byte of UTF-8, so without ``count`` (tokens of a text) the bytes of
-    what is sent are the bound; to it come `REQUEST_TOKENS` and, per message, `MESSAGE_TOKENS` for what the server adds. The output
-    is bound by ``max_completion_tokens``.
+    what is sent are the bound; to it come `REQUEST_TOKENS` and, per message, `MESSAGE_TOKENS` for what the server adds. The
+    output is bound by ``max_completion_tokens``.
     """
     texts = [message["content"] for part in ("messages", "input") for message in body.get(part, ())]
     n_messages = len(texts)

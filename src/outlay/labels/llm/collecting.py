@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from outlay.labels.allowance import Allowance
 from outlay.labels.annotator import Answer, Delivery, Order, RowResult
-from outlay.labels.llm.asking import Asked, Asking, Clock
+from outlay.labels.llm.asking import Asking, Clock, Server
 from outlay.labels.llm.billing import attempt_cost, believed_usage, bill_of, paid_by
 from outlay.labels.llm.bodies import Way
 from outlay.labels.llm.journal import Attempt, Journal
@@ -39,7 +39,7 @@ class Means:
     questioner: Questioner
     prices: TokenPrices
     limits: Limits
-    connect: Callable[[], Asked]
+    connect: Callable[[], Server]
     tell: Callable[[str], None]
     clock: Clock
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from outlay.money.prices.tokens import TokenUsage
 
 State = Literal["sent", "received", "failed", "lost"]
+ENDS: tuple[State, ...] = ("received", "failed", "lost")
 KILLED = "the process ended before a reply came"
 BROKEN = "the journal is closed"
 
@@ -265,7 +266,7 @@ class Journal:
         elif "order" in record:
             self._orders[record["order"]] = record["rows"]
         else:
-            state: State = next(name for name in ("received", "failed", "lost") if name in record)
+            (state,) = (name for name in ENDS if name in record)
             attempt = self._attempts[record[state]][record["n"] - 1]
             attempt.state, attempt.why = state, record.get("why", "")
             attempt.place = place

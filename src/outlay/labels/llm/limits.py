@@ -97,17 +97,20 @@ class Limits:
         self._paused_until = max(self._paused_until, now + seconds)
 
     def learn(self, headers: Mapping[str, str], now: float) -> None:
-        """Slow down to what the headers of a reply say: the limit per minute, and a pause where nothing remains.
+        """Slow down to what the headers of a reply say: the limit, and a pause where nothing remains.
 
-        Where nothing remains, a part of ``reset``, the time until all is there again, brings back one.
+        ``reset`` is the time until all is there again, so what is used up comes back at that rate; the limit is one per minute,
+        unless it comes back faster. Where nothing remains, nothing leaves until one has come back.
         """
         for name, bucket in self._buckets.items():
             limit, left = (_number(headers.get(f"x-ratelimit-{part}-{name}")) for part in ("limit", "remaining"))
-            if limit is not None and limit >= 1:
-                bucket.slow_to(limit, now)
+            if limit is None or limit < 1:
+                continue
             reset = seconds_of(headers.get(f"x-ratelimit-reset-{name}"))
-            if left is not None and left < 1 and reset is not None:
-                self.pause(reset / max(1.0, limit or 1.0) if name == "requests" else reset, now)
+            per_minute = 60 * (limit - left) / reset if left is not None and reset else 0.0
+            bucket.slow_to(max(limit, per_minute), now)
+            if left is not None and left < 1 and reset:
+                self.pause(reset / limit, now)
 
     def _each(self, n_tokens: int) -> list[tuple[Bucket, float]]:
         return [(self._buckets["requests"], 1.0), (self._buckets["tokens"], float(n_tokens))]

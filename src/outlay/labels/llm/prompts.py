@@ -45,7 +45,7 @@ class Shot:
 
 @dataclass(frozen=True, slots=True)
 class Guideline:
-    """What an annotator is told.
+    """Instructions to an annotator.
 
     ``fields``: names of a row's fields, in the order of the task's template; ``instruction``: one or more sentences, those of
     `DEFAULT_INSTRUCTION` where empty; ``descriptions``: pairs of a label and what it means, of some labels or of all.

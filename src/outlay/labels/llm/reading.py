@@ -125,7 +125,7 @@ def error_of(body: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Agreed:
-    """What several answers to one row come to: the label of most, or the problem of the first.
+    """Outcome of several answers to one row: the label of most, or the problem of the first.
 
     ``votes``: answers for the label, of ``n``; ``probabilities``: the mean over the answers that have them; ``confidence``: the
     label's mean probability where there is one, else the share of votes, None for a single answer, which agrees with itself.

@@ -109,8 +109,8 @@ class Settled:
 class Schedule:
     """Questions that are due, in order, and those that wait to be asked again.
 
-    ``finished``: keys of questions that are answered or refused; ``refused``: reasons of those refused; ``error``: why nothing more
-    leaves; ``n_received``: replies that have come, earlier ones included.
+    ``finished``: keys of questions that are answered or refused; ``refused``: reasons of those refused; ``error``: why nothing
+    more leaves; ``n_received``: replies that have come, earlier ones included.
     """
 
     questions: Iterable[Due]
@@ -133,7 +133,7 @@ class Schedule:
     def __post_init__(self) -> None:
         self._fresh = deque(self.questions)
         self._numbers = count()
-        self._told: str | None = None
+        self._told_until = -math.inf
 
     def next(self, now: float) -> Due | float | None:
         """Return the next request to send; or seconds to wait, infinite until something comes; ``None`` where nothing is left."""
@@ -149,7 +149,7 @@ class Schedule:
             return None
         due = self._again[0][2] if again else self._fresh[0]
         if (delay := self.limits.delay(due.n_tokens, now)) > 0:
-            self._tell_wait(delay)
+            self._tell_wait(delay, now)
             return delay
         if not self.allowance.take(due.most):
             if self.n_under_way:
@@ -173,7 +173,6 @@ class Schedule:
         self._ended(due.most - settled.usd)
         self.limits.give_back(due.n_tokens - settled.n_tokens, now)
         self.limits.learn(received.headers, now)
-        self._told = None
         self.n_received += 1
         self._refuse_alike()
         due.n_unreadable += settled.problem is not None
@@ -227,9 +226,9 @@ class Schedule:
                 wait = max(wait, self._reset(failed))
             self.limits.pause(wait, now)
         if failed.status in (None, 429) and due.n_received_before not in (-1, self.n_received):
-            due.n_failures -= 1  # neither is about this row, and others got through
+            due.n_failures = 0  # neither is about this row, and others got through
         if self._fail(due, failed.why, now, wait):
-            self._tell_wait(wait, failed.why)
+            self._tell_wait(wait, now, failed.why)
 
     def _reset(self, failed: Failed) -> float:
         """Return the seconds until the limit of a 429 resets, as its headers say; 0 where they say nothing."""
@@ -277,9 +276,10 @@ class Schedule:
     def _ask_again(self, due: Due, now: float, wait: float = 0.0) -> None:
         heapq.heappush(self._again, (now + wait, next(self._numbers), due))
 
-    def _tell_wait(self, seconds: float, why: str = "") -> None:
-        """Tell of a long wait, once until something comes."""
-        if seconds >= LONG_WAIT and self._told is None:
-            reason = f" ({why})" if why else ""
-            self._told = f"the endpoint asks to wait {duration(seconds)}{reason}; nothing is lost meanwhile"
-            self.tell(self._told)
+    def _tell_wait(self, seconds: float, now: float, why: str = "") -> None:
+        """Tell of a long wait, once for all that wait."""
+        if seconds < LONG_WAIT or now + seconds < self._told_until + LONG_WAIT:
+            return
+        self._told_until = now + seconds
+        reason = f" ({why})" if why else ""
+        self.tell(f"the endpoint asks to wait {duration(seconds)}{reason}; nothing is lost meanwhile")

@@ -15,7 +15,7 @@ from pathlib import Path
 from outlay.errors import SellerError, UnknownOrder
 from outlay.labels.allowance import Allowance
 from outlay.labels.annotator import Delivery, Order, RowCost, no_report
-from outlay.labels.llm.asking import Asked, Clock
+from outlay.labels.llm.asking import Clock, Server
 from outlay.labels.llm.billing import believed_usage
 from outlay.labels.llm.collecting import Collection, Means
 from outlay.labels.llm.journal import journal_path, open_journal, read_journal
@@ -65,7 +65,7 @@ class LlmSeller:
         price: Price | None = None,
         count: Callable[[str], int] | None = None,
         calibration: Calibration | None = None,
-        connect: Callable[[], Asked] | None = None,
+        connect: Callable[[], Server] | None = None,
         tell: Callable[[str], None] = _logger.warning,
         clock: Clock | None = None,
     ) -> None:
@@ -77,7 +77,7 @@ class LlmSeller:
         self._price = token_bill(options.model) if price is None else price
         self._calibration = calibration
         self._tell = tell
-        self._endpoint: Asked | None = None
+        self._endpoint: Server | None = None
         self._connect = connect or self._open
         clock = clock or Clock()
         self._means = Means(
@@ -196,12 +196,12 @@ class LlmSeller:
             finally:
                 self._close()
 
-    def _connected(self) -> Asked:
+    def _connected(self) -> Server:
         if self._endpoint is None:
             self._endpoint = self._connect()
         return self._endpoint
 
-    def _open(self) -> Asked:
+    def _open(self) -> Server:
         options = self.options
         return Endpoint(options.base_url, options.api_key_env, options.timeout)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -161,12 +161,15 @@ class Endpoint:
         """Close the connections; requests under way end as lost."""
         self._client.close()
 
-    def exchange(self, question: Question, clock: Callable[[], float] = time.monotonic) -> Exchange:
-        """Send a question once, and return what came of it. Never raises for what a server does."""
+    def exchange(self, question: Question, key: str) -> Exchange:
+        """Send a question once, and return what came of it. Never raises for what a server does.
+
+        ``key`` travels along as the request's own name, by which a provider's support finds it.
+        """
         import openai
 
-        start = clock()
-        headers = {"X-Stainless-Raw-Response": "stream", "Content-Type": "application/json"}
+        start = time.monotonic()
+        headers = {"X-Stainless-Raw-Response": "stream", "Content-Type": "application/json", "X-Client-Request-Id": key}
         try:
             response: Any = self._client.post(
                 question.path,
@@ -184,15 +187,15 @@ class Endpoint:
             return Lost(f"no reply in {self._timeout:g} s" if "Timeout" in cause else f"connection lost: {why}")
         except Exception as error:  # a body that cannot be unpacked, a redirect without end
             return Lost(f"no reply that can be read: {type(error).__name__}")
-        return self._read(response.http_response, start, clock)
+        return self._read(response.http_response, start)
 
-    def _read(self, response: Any, start: float, clock: Callable[[], float]) -> Exchange:
+    def _read(self, response: Any, start: float) -> Exchange:
         """Read a reply to its end; one that drips is cut off at the timeout, which the client counts from byte to byte."""
         body = bytearray()
         try:
             for chunk in response.iter_bytes():
                 body += chunk
-                if clock() - start > self._timeout:
+                if time.monotonic() - start > self._timeout:
                     return Lost(f"a reply not whole after {self._timeout:g} s ({len(body):,} bytes)")
                 if len(body) > MAX_BODY_BYTES:
                     return Lost(f"a reply of more than {MAX_BODY_BYTES >> 20} MB")
@@ -200,7 +203,7 @@ class Endpoint:
             return Lost(f"a reply cut short after {len(body):,} bytes ({type(error).__name__})")
         finally:
             response.close()
-        seconds = round(clock() - start, 6)
+        seconds = round(time.monotonic() - start, 6)
         return Received(response.status_code, self._key.scrub_bytes(bytes(body)), seconds, _headers(response.headers))
 
     def _refused(self, status: int, body: bytes, headers: Mapping[str, str]) -> Failed:

@@ -109,15 +109,16 @@ def priced_model(book: PriceBook, model: str, tier: Tier = "standard") -> str:
     if len(found) == 1:
         return found[0].removesuffix(end) + model
     if found:
-        names = ", ".join(item.removesuffix(end) + model for item in found)
-        raise UnknownItem(f"several providers sell {model!r}: {names}; name one of them")
+        sold = ", ".join(item.removesuffix(end) + model for item in found)
+        raise UnknownItem(f"several providers sell {model!r}: {sold}; name one of them")
     if tier != "standard":
         known = priced_model(book, model)
         raise UnknownItem(
             f"no {tier} price of {model!r}; take tier standard, or add {token_item(known, 'input', tier)!r} and "
             f"{token_item(known, 'output', tier)!r} per 1M tokens to a price file"
         )
-    hint = did_you_mean(model, {item.removesuffix(" output") for item in ours if item.endswith(" output")})
+    names = [item.removesuffix(" output") for item in ours if item.endswith(" output")]
+    hint = did_you_mean(model, [name for name in names if not name.endswith((" batch", " flex"))])
     raise UnknownItem(
         f"no price of the tokens of {model!r}{hint}; run `outlay prices fetch {model}`, or add {end!r} and "
         f"{token_item(model, 'output', tier)!r} per 1M tokens to a price file, usd 0 for a model of your own"
