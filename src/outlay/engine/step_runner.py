@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from outlay.engine.environment import environment
 from outlay.engine.prepare import PreparedRun
 from outlay.engine.step_meter import StepMeter
+from outlay.engine.label_targets import class_targets, probabilities_of
 from outlay.errors import SpendError, TrainingError
 from outlay.hardware.precision import check_worker
 from outlay.labels.purchases import parse_label_lines
@@ -33,6 +34,7 @@ from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
 from outlay.plan.request import Request
 from outlay.plan.steps import (
+    ANSWERS_FILE,
     LABELS_FILE,
     PREDICTIONS_FILE,
     SCORES_FILE,
@@ -133,7 +135,7 @@ class StepRunner:
         return self._answer_lengths[at]
 
     def _train(self, step: Train, context: TrainContext) -> StepOutput:
-        from outlay.train.api import finetune
+        from outlay.train.api import distil, finetune
         from outlay.train.probe import TaskMetric
 
         rows, labels = self.read_labels(*step.labels, first=n_carved(step.dev))
@@ -142,10 +144,16 @@ class StepRunner:
                 f"{describe(step)}: none of the rows got a label; see why with `outlay labels verify`, raise the budget or "
                 "take another seller"
             )
-        out = _fresh(context)
+        out, sources = _fresh(context), self._prepared.sources(rows, step.model.ref)
+        if step.learns_probabilities:
+            files = [path for buy in step.labels if (path := self._file(buy, ANSWERS_FILE)).exists()]
+            classes = step.encoding.form.labels
+            targets = class_targets(probabilities_of(files, [row.id for row in rows], labels, classes), classes)
+            learnt = distil(_spec(step), sources, targets, step.settings, dev=self._dev(step), out=out, context=context)
+            return _trained(out, learnt, len(labels), self._dev_floor(step))
         progress = finetune(
             _spec(step),
-            self._prepared.sources(rows, step.model.ref),
+            sources,
             labels,
             step.settings,
             dev=self._dev(step),
@@ -212,13 +220,13 @@ class StepRunner:
         from outlay.train.api import milliseconds_a_row, predict
 
         counter = TokenCounter(context.meter)
-        test, encoding = self._prepared.test, step.model.encoding
+        (test, golds), encoding = self._test_rows(step), step.model.encoding
         folder, sources = self._artifact_of(step.model).path, self._prepared.sources(test, step.model.model.ref)
         precision = step.model.settings.precision
         predicted = predict(folder, sources, precision=precision, meter=counter)
         predictions = predicted.answers
         latency_ms = milliseconds_a_row(folder, sources, precision=precision)
-        golds, texts = [example.label or "" for example in test], [example.text for example in test]
+        texts = [example.text for example in test]
         scorer = _scorer(encoding)
         alike = scorer.similarities(predictions, texts)
         document = {
@@ -236,9 +244,21 @@ class StepRunner:
         scores = {name: asdict(reading) for name, reading in readings.items()}
         return StepOutput(
             {PREDICTIONS_FILE: _json(document), SCORES_FILE: _json(scores)},
-            _usage(0, counter.n_inferred),
+            _usage(0, counter.n_inferred) | ({} if step.labels is None else {"n_scored": len(test)}),
             {"latency_ms": latency_ms},
         )
+
+    def _test_rows(self, step: Score) -> tuple[Sequence[Example], list[str]]:
+        """Return the test rows that have a label, their own or a bought one, and the labels."""
+        if step.labels is None:
+            return self._prepared.test, _gold_labels(self._prepared.test)
+        rows, golds = self.read_labels(step.labels)
+        if not rows:
+            raise TrainingError(
+                f"{describe(step)}: none of its rows got a label; see why with `outlay labels verify`, raise the budget or take "
+                "another `eval_seller`"
+            )
+        return rows, golds
 
     def _dev(self, step: Train | Distil) -> DevTexts | None:
         """Return the dev rows and the function that scores answers to them; ``None`` without dev rows."""
@@ -256,7 +276,7 @@ class StepRunner:
         if dev.labels is not None:
             return self.read_labels(dev.labels, stop=dev.n)
         rows = self._prepared.dev[: dev.n]
-        return rows, [row.label or "" for row in rows]
+        return rows, _gold_labels(rows)
 
     def _dev_floor(self, step: Train | Distil) -> dict[str, Any]:
         """Return the number of dev rows and the score of their commonest answer, for a model's usage."""
@@ -276,6 +296,21 @@ def lines_on_cuts(step: Step, usage: Mapping[str, Any], context: PlanningContext
         return []
     counts = {name: int(usage.get(name) or 0) for name in ("n_truncated", "n_answers_cut", "n_unaligned")}
     return cut_lines(context.form_of(step.model.ref), int(usage.get("n_rows") or 0), **counts)
+
+
+def _gold_labels(rows: Sequence[Example]) -> list[str]:
+    """Return the gold labels of rows that all have one.
+
+    Raises:
+        SpendError: a row has none.
+    """
+    labels = [row.label for row in rows if row.label is not None]
+    if len(labels) < len(rows):
+        raise SpendError(
+            f"{len(rows) - len(labels):,} of {len(rows):,} rows to score on have no label; say `dev: bought` or `test: bought` "
+            "in the task file"
+        )
+    return labels
 
 
 def _scorer(encoding: Encoding) -> Scorer:

@@ -98,7 +98,7 @@ class RunSummary:
         if said is None:
             return ()
         value = _scores(self.artifacts[recipes[-1].final.key])[main_score(said.metric)].value
-        notes = test_remarks(said.metric, said.answered, value)
+        notes = (*self._lines_on_missing(recipes[-1].final), *test_remarks(said.metric, said.answered, value))
         teachers = [step for step in _trains_of(recipes, self.steps) if step.role == "teacher"]
         models = {**({"the teacher": teachers[0]} if teachers else {}), "the student": recipes[-1].model}
         usages = {who: self.artifacts[step.key].usage for who, step in models.items()}
@@ -106,6 +106,13 @@ class RunSummary:
         floor = None if first.get("dev_floor") is None else Floor(**first["dev_floor"])
         dev_scores = {who: usage["dev"] for who, usage in usages.items()}
         return (*notes, *dev_remarks(first.get("n_dev", 0), dev_scores, floor))
+
+    def _lines_on_missing(self, final: Step) -> list[str]:
+        """Return a line where bought test rows got no label, so that the scores are those of the others."""
+        if not isinstance(final, Score) or final.labels is None:
+            return []
+        n_scored, n = int(self.artifacts[final.key].usage["n_scored"]), final.labels.n
+        return [f"{n - n_scored:,} of {n:,} test rows got no label, and scores leave them out"] if n_scored < n else []
 
     def _lines_on_used_up(self, recipes: Sequence[Recipe], balance: Balance) -> tuple[str, ...]:
         """Return lines on a budget that outlasts the rows to label; none for a rival, which buys nothing."""

@@ -16,6 +16,7 @@ from outlay.plan.cache import cached
 from outlay.plan.context import PlanningContext
 from outlay.plan.labels_left import lines_on_used_up
 from outlay.plan.quotes import Quoter
+from outlay.plan.request import REPLAY
 from outlay.plan.steps import (
     HUMAN,
     LLM,
@@ -107,11 +108,13 @@ class Annotate:
     LLM as if they were right.
     ``starts_general``: the student is a generally distilled checkpoint such as DistilBERT, whose cost is taken to be $0,
     since it is publicly available (Kang et al. 2023, Appendix F, Table 10).
+    ``teaches``: the student learns the probabilities that came with the labels, in place of the labels, where there are some.
     """
 
     name: str = "annotate"
     sellers: tuple[str, ...] = (HUMAN,)
     starts_general: bool = False
+    teaches: bool = False
 
     taught_by: ClassVar[Teaching | None] = None
 
@@ -120,9 +123,11 @@ class Annotate:
         if outcomes:
             return None
         seller, asked = self.sellers[-1], context.request.n_initial
-        n_first = asked if len(self.sellers) > 1 else 0
+        n_first = asked if len(self.sellers) > 1 else _n_shown(context, seller)
         if n_first is None:
             return NotAvailable(f"strategy {self.name} needs to know how many labels people give; give --n-initial")
+        if refused := _no_examples(context, self.name, seller, n_first):
+            return refused
         n_left = context.n_train - n_first
         if n_first and n_left < 1:
             most = f"of the {context.n_train:,} rows that can be labelled"
@@ -136,8 +141,9 @@ class Annotate:
             return _too_few_rows(context)
 
         def final(n: int) -> Score:
-            first = ((self.sellers[0], n_first),) if n_first else ()
-            return _score(context, _train(context, "student", context.student, (*first, (seller, n)), None))
+            first = ((HUMAN, n_first),) if n_first else ()
+            role = "teach" if self.teaches else "student"
+            return _score(context, _train(context, role, context.student, (*first, (seller, n)), None))
 
         quoter = Quoter(context)
         n = _largest(n_min, n_left, lambda n: quoter.total_micros(final(n)) <= context.budget_micros)
@@ -160,10 +166,12 @@ class Distill:
     With ``n_initial``: N is fixed (Kang et al. 2023, Table 2) and the pool is as much as the rest pays for. Without: the
     compute for the whole pool is reserved and the rest buys labels.
     ``own_teacher``: the teacher has the student's architecture (self-distillation, Table 3).
+    ``seller``: of the labels that the teacher learns from.
     """
 
     name: str = "distill"
     own_teacher: bool = False
+    seller: str = HUMAN
 
     @property
     def taught_by(self) -> Teaching | None:
@@ -171,24 +179,35 @@ class Distill:
         return "student" if self.own_teacher else "teacher"
 
     starts_general: ClassVar[bool] = False
-    sellers: ClassVar[tuple[str, ...]] = (HUMAN,)
+
+    @property
+    def sellers(self) -> tuple[str, ...]:
+        """The seller of the teacher's labels."""
+        return (self.seller,)
 
     def ask(self, context: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
         """Return the recipe under the N rule of the request."""
         if outcomes:
             return None
         quoter = Quoter(context)
-        teacher = context.student if self.own_teacher else context.teacher
+        teacher, n_shown = context.student if self.own_teacher else context.teacher, _n_shown(context, self.seller)
+        if refused := _no_examples(context, self.name, self.seller, n_shown):
+            return refused
+
+        def trained(n: int) -> Train:
+            first = ((HUMAN, min(n_shown, n)),) if n_shown else ()
+            rest = ((self.seller, n - n_shown),) if n > n_shown else ()
+            return _train(context, "teacher", teacher, (*first, *rest), None)
 
         def final(n: int, n_blocks: int) -> Score:
-            return _score(context, _distil(context, _train(context, "teacher", teacher, ((HUMAN, n),), None), n_blocks))
+            return _score(context, _distil(context, trained(n), n_blocks))
 
         def fits(n: int, n_blocks: int) -> bool:
             return quoter.total_micros(final(n, n_blocks)) <= context.budget_micros
 
         def recipe(n: int, n_blocks: int) -> Recipe:
-            last, trained = final(n, n_blocks), _train(context, "teacher", teacher, ((HUMAN, n),), None)
-            return Recipe(last, _derive(context, quoter, last), _teacher_score(context, trained))
+            last = final(n, n_blocks)
+            return Recipe(last, _derive(context, quoter, last), _teacher_score(context, trained(n)))
 
         n_all = context.n_blocks
         if n_all == 0:
@@ -271,6 +290,8 @@ STRATEGIES: dict[str, Strategy] = {
     "general_distill": Annotate(name="general_distill", starts_general=True),
     "llm_annotate": Annotate(name="llm_annotate", sellers=(LLM,)),
     "mix": Annotate(name="mix", sellers=(HUMAN, LLM)),
+    "llm_teach": Annotate(name="llm_teach", sellers=(LLM,), teaches=True),
+    "llm_distill": Distill(name="llm_distill", seller=LLM),
 }
 """Strategies to choose from, by name."""
 
@@ -320,7 +341,10 @@ def _dev(context: PlanningContext, labels: Buy) -> Dev | None:
         n_carved = context.n_carved(labels.n)
         return Dev(how, n_carved, labels=labels) if n_carved else None
     if how == "bought":
-        bought = Buy("dev", context.n_dev, context.request.seed, context.dev_digest, context.offer(HUMAN).identity)
+        seller = context.eval_seller
+        seed = context.request.seed if context.dev_seed is None else context.dev_seed
+        identity = context.offer(seller).identity
+        bought = Buy("dev", context.n_dev, seed, context.dev_digest, identity, seller=seller)
         return Dev("bought", context.n_dev, labels=bought)
     return Dev("given", context.n_dev, rows_digest=context.dev_digest)
 
@@ -340,14 +364,15 @@ def _train(
     request, labels, start = context.request, list[Buy](), 0
     for seller, n in n_by_seller:
         for name, part in _owned_first(context, seller, start, n):
-            identity = context.offer(name).identity
-            labels.append(Buy("train", part, request.seed, context.train_digest, identity, start, name))
+            offer = context.offer(name)
+            shown = _shown(labels, offer.n_examples)
+            labels.append(Buy("train", part, request.seed, context.train_digest, offer.identity, start, name, shown))
             start += part
     dev = _dev(context, labels[0])
     trained_on = start - n_carved(dev)
     settings = context.settings_for(_settings_role(context, role, model), model, trained_on, method)
     return Train(
-        role=role,
+        role="student" if role == "teach" else role,
         model=model,
         labels=tuple(labels),
         dev=dev,
@@ -356,7 +381,35 @@ def _train(
         threads=request.threads,
         pooling=context.pooling(model, settings),
         reading=context.reading(model, settings),
-        free=role == "student" and request.student_training == "free",
+        free=role in ("student", "teach") and request.student_training == "free",
+        learns_probabilities=role == "teach",
+    )
+
+
+def _shown(bought: Sequence[Buy], n_examples: int) -> tuple[Buy, ...]:
+    """Return the purchases, the first ones, whose labels a seller is shown so many of."""
+    n_before = [sum(each.n for each in bought[:i]) for i in range(len(bought))]
+    return tuple(each for each, n in zip(bought, n_before, strict=True) if n < n_examples)
+
+
+def _n_shown(context: PlanningContext, seller: str) -> int:
+    """Return the number of bought labels that a seller is shown before it answers."""
+    return context.offer(seller).n_examples
+
+
+def _no_examples(context: PlanningContext, name: str, seller: str, n_first: int) -> NotAvailable | None:
+    """Return the refusal of a seller who is to be shown labels that nobody sells, or more of them than come first."""
+    n_shown = _n_shown(context, seller)
+    if not n_shown or n_first >= n_shown and (HUMAN in context.offers or context.n_owned >= n_shown):
+        return None
+    if n_first < n_shown:
+        return NotAvailable(
+            f"seller {seller} is shown {n_shown:,} bought labels, and people give {n_first:,} before it; raise --n-initial or "
+            "lower its `n_examples`"
+        )
+    return NotAvailable(
+        f"strategy {name}: seller {seller} is shown {n_shown:,} bought labels, and nobody sells them; name people among the "
+        "`sellers` of the task, or say `examples: none` of it"
     )
 
 
@@ -367,7 +420,10 @@ def _owned_first(context: PlanningContext, seller: str, start: int, n: int) -> l
 
 
 def _settings_role(context: PlanningContext, role: str, model: Model) -> str:
-    """Return the role whose settings hold: a teacher that is like the student has the student's."""
+    """Return the role whose settings hold: a teacher that is like the student has the student's, a student that learns
+    probabilities those of distillation."""
+    if role == "teach":
+        return "distil"
     return "teacher" if role == "teacher" and model == context.teacher else "student"
 
 
@@ -404,12 +460,12 @@ def _block(context: PlanningContext, teacher: Train, block: int) -> Teach:
 
 @cached()
 def _score(context: PlanningContext, model: Train | Distil) -> Score:
-    return Score(model, context.test_digest, context.request.threads)
+    return Score(model, context.test_digest, context.request.threads, labels=context.test_labels)
 
 
 @cached()
 def _teacher_score(context: PlanningContext, teacher: Train) -> Score:
-    return Score(teacher, context.test_digest, context.request.threads, of_teacher=True)
+    return Score(teacher, context.test_digest, context.request.threads, of_teacher=True, labels=context.test_labels)
 
 
 def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
@@ -490,8 +546,11 @@ def _methods_chosen(context: PlanningContext, final: Score | Train | Distil) -> 
 
 
 def _assumed(context: PlanningContext, seller: str) -> str:
-    """Return the line of the receipt on the source and the assumed error rate of a seller's labels."""
+    """Return the line of the receipt on the source of a seller's labels, and the assumed error rate of replayed ones."""
     price, spec = context.offer(seller).price, context.request.seller(seller)
+    if spec is not None and spec.kind != REPLAY:
+        of = spec.chosen.get("model", "people, by files")
+        return f"{seller_words(seller)} labels: of {of} ({price.note or price.source})"
     rate = 0.0 if spec is None else spec.replay.error_rate
     wrong = f"replayed gold with {100 * rate:g} % wrong answers, which is an assumption"
     return f"{seller_words(seller)} labels: {wrong}, ${price.usd:f} each ({price.note or price.source})"
