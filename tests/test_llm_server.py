@@ -676,6 +676,31 @@ def test_a_port_that_is_taken_is_said_at_once() -> None:
             pass
 
 
+def test_a_server_behind_that_is_gone_is_said_and_not_billed() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with cashier(upstream=f"http://127.0.0.1:{port}/v1") as till, Client(till.base_url) as client:
+        status, _, body = client.post("/chat/completions", chat("free"))
+    assert (status, json.loads(body)["error"]["code"], till.bill) == (502, "bad_gateway", [])
+
+
+def test_errors_of_the_cashier_itself_are_not_lost() -> None:
+    def model(body: object) -> str:
+        raise KeyError("a mistake in a test's model")
+
+    def ask() -> None:
+        with (
+            cashier(model=model) as till,
+            Client(till.base_url) as client,
+            pytest.raises(http.client.RemoteDisconnected),
+        ):
+            client.ask("free")
+
+    with pytest.raises(KeyError, match="a mistake"):
+        ask()
+
+
 def test_books_of_nothing_are_empty(tmp_path: Path) -> None:
     assert read_bill(tmp_path / "none") == Books()
     assert Books().billed == 0
