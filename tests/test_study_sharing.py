@@ -1,4 +1,4 @@
-"""A grid of 20 points a seed like the published Table 2, run for real: what is trained, counted batch by batch, and what is charged.
+"""A grid of 20 points a seed, like the published Table 2, run for real: what is trained, counted by batches, and charged.
 
 How much sharing saves is a matter of the grid. Here, as where compute is cheap beside labels, the larger budgets pay for the
 whole pool, so that one student serves them; where every budget buys another part of the pool, only the teachers are shared.
