@@ -11,7 +11,7 @@ from outlay.labels.files.seller import FileSeller
 from outlay.labels.llm.options import LlmOptions
 from outlay.labels.llm.prompts import Guideline, Shot
 from outlay.labels.llm.seller import LlmSeller
-from outlay.money.amounts import PriceBook
+from outlay.money.amounts import Price, PriceBook
 from outlay.money.prices.tokens import TokenPrices, priced_model, token_bill, token_prices
 from outlay.tasks.example import Example
 from outlay.tasks.seller_blocks import FilesSeller, OpenAISeller
@@ -29,17 +29,31 @@ def files_seller(
     Raises:
         UnknownItem: no price for an answer.
     """
-    folder = orders / task.name
-    if block.folder is not None:
-        folder = (task.folder or Path()) / block.folder
     return FileSeller(
-        folder,
+        files_folder(block, task, orders),
         FilesGuideline(task.name, task.kind, task.labels, task.instruction, task.descriptions),
         book.label(task.price_item if block.price_item is None else block.price_item),
         redundancy=block.redundancy,
         poll_seconds=poll_seconds,
         takes=takes,
     )
+
+
+def files_folder(block: FilesSeller, task: Task, orders: Path) -> Path:
+    """Return the folder of the orders on people: below ``orders``, or the one that the task file names, beside it."""
+    return orders / task.name if block.folder is None else (task.folder or Path()) / block.folder
+
+
+def token_terms(block: OpenAISeller, book: PriceBook) -> tuple[TokenPrices, Price]:
+    """Return the prices of a model's tokens, and the price that its purchases are settled at.
+
+    Raises:
+        UnknownItem: no price for the tokens of the model.
+    """
+    item = block.model if block.price_item is None else block.price_item
+    if item == FREE:
+        return TokenPrices.free(), token_bill(block.model)
+    return token_prices(book, item, block.tier), token_bill(priced_model(book, item, block.tier))
 
 
 def llm_seller(
@@ -51,11 +65,7 @@ def llm_seller(
         UnknownItem: no price for the tokens of the model.
         SellerError: an option outside its limits.
     """
-    item = block.model if block.price_item is None else block.price_item
-    if item == FREE:
-        prices, bill = TokenPrices.free(), token_bill(block.model)
-    else:
-        prices, bill = token_prices(book, item, block.tier), token_bill(priced_model(book, item, block.tier))
+    prices, bill = token_terms(block, book)
     options = LlmOptions(
         model=block.model,
         base_url=block.base_url,

@@ -23,6 +23,7 @@ from outlay.engine.point import Point, read_points, usd_of, write_points
 from outlay.engine.prepare import RunBuilder, precision_remarks
 from outlay.engine.run_dir import RunDir
 from outlay.engine.runner import Runner
+from outlay.engine.sellers import ONE_LOOK, People
 from outlay.engine.step_meter import seconds_at
 from outlay.engine.step_runner import Job, JobResult, JobRunner
 from outlay.engine.summary import absent_point
@@ -256,7 +257,7 @@ class Workplace:
 
     ``here``: price per hour of the machine that really computes, which cash is measured with; ``data_root``: folder of data sets;
     ``machines``: the user's own machine files; ``cash_cap_micros``: cash that all runs of the folder may take together;
-    ``n_workers``: steps at once, in this process where it is one.
+    ``n_workers``: steps at once, in this process where it is one; ``people``: how answers of people are waited for.
     """
 
     folder: Path
@@ -268,6 +269,7 @@ class Workplace:
     cash_cap_micros: int | None = None
     n_workers: int = 1
     bounds: Bounds = ANY_SIZE
+    people: People = ONE_LOOK
 
     def builder(self) -> RunBuilder:
         """Return a new builder of runs at these prices, on these data and machines."""
@@ -277,7 +279,9 @@ class Workplace:
 
     def runner(self) -> Runner:
         """Return the runner of the folder, with its ledger open; nothing is written yet."""
-        return Runner(self.folder, self.store, here=self.here, cash_cap_micros=self.cash_cap_micros)
+        return Runner(
+            self.folder, self.store, here=self.here, cash_cap_micros=self.cash_cap_micros, people=self.people
+        )
 
     def factory(self) -> StepRunnerFactory:
         """Return the factory of worker processes."""
