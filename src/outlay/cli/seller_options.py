@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from outlay.cli.lazy_help import MAY_STAND_ALONE
 from outlay.cli.option_groups import option
 
 if TYPE_CHECKING:
@@ -14,10 +15,6 @@ if TYPE_CHECKING:
     from outlay.tasks.seller_blocks import SellerBlock
 
 LABELS = "Labels and sellers"
-POLL_SECONDS = 10.0
-"""Seconds between two looks at the answers of people, where `--wait` names none."""
-NO_KEY = "none"
-"""In place of a variable: the endpoint takes no key."""
 
 UrlOption = Annotated[
     str | None, option("--llm-url", panel=LABELS, says="Address of its endpoint. (default: OpenAI's)", metavar="URL")
@@ -72,7 +69,7 @@ WaitOption = Annotated[
     option(
         "--wait",
         panel=LABELS,
-        says=f"Wait for labels on order, and look every so many seconds ({POLL_SECONDS:.0f}).",
+        says=f"Wait for labels on order, and look every so many seconds ({MAY_STAND_ALONE['--wait']}).",
         metavar="[SECONDS]",
     ),
 ]
@@ -98,7 +95,7 @@ class SellerOptions:
 
     def model_options(self) -> dict[str, Any]:
         """Return the options of the model under the keys of a task file."""
-        from outlay.engine.seller_options import example_options
+        from outlay.engine.seller_options import NO_KEY, example_options
 
         given = {
             "model": self.llm,

@@ -59,7 +59,8 @@ def token_terms(block: OpenAISeller, book: PriceBook) -> tuple[TokenPrices, Pric
 def llm_seller(
     block: OpenAISeller, task: Task, book: PriceBook, seed: int, asked: Path, examples: Sequence[Example]
 ) -> LlmSeller:
-    """Return a language model whose journals lie in ``asked``; ``examples``: labelled rows that it is shown.
+    """Return a language model whose journals lie in ``asked``; ``examples``: labelled rows that it is shown, fewer than the block
+    says where nobody labelled some.
 
     Raises:
         UnknownItem: no price for the tokens of the model.
@@ -71,8 +72,8 @@ def llm_seller(
         base_url=block.base_url,
         api_key_env=block.api_key_env,
         way=block.way,
-        examples=block.examples,
-        n_examples=max(1, block.n_examples),
+        examples=block.examples if examples and block.n_examples else "none",
+        n_examples=max(1, min(block.n_examples, len(examples))),
         examples_seed=seed,
         samples=block.samples,
         max_answer_tokens=block.max_answer_tokens,

@@ -144,7 +144,8 @@ class RunPurchases:
         ``quote``: of all its labels; ``most``: the quantity that its hold pays for, ``None`` where all is paid. Of rows whose
         answers cost more than that, as other runs may have bought them, only the first ones are taken.
         """
-        known, seller = self._log.read(step.series), self._prepared.seller_of(step)
+        known = self._log.read(step.series)
+        seller = self._prepared.seller_of(step, self._place, self._examples(step))
         ids = self._ids(step)
         circumstance: dict[str, float] = {"human_seconds": sum(receipt.human_seconds for receipt in known.receipts)}
         if seller.is_deterministic:

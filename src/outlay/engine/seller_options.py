@@ -16,6 +16,8 @@ from outlay.tasks.seller_blocks import LLM_NAME, PEOPLE, FilesSeller, OpenAISell
 Sellers = Mapping[str, SellerBlock]
 """Sellers by their names in a task file."""
 
+NO_KEY = "none"
+"""In place of a variable: the endpoint takes no key."""
 _EXAMPLES = ("none", "fixed", "shuffled", "nearest")
 
 
