@@ -20,6 +20,7 @@ from outlay.plan.request import REPLAY
 from outlay.plan.steps import (
     HUMAN,
     LLM,
+    Buy,
     Distil,
     Recipe,
     Score,
