@@ -29,6 +29,7 @@ from outlay.plan.steps import (
     Step,
     Train,
     describe,
+    graph,
     n_carved,
     seller_words,
 )
@@ -414,6 +415,10 @@ def _too_few_rows(context: PlanningContext) -> NotAvailable:
 
 def _unaffordable(context: PlanningContext, quoter: Quoter, least: Step, what: str) -> NotAvailable:
     cost = quoter.total_micros(least)
+    held = [step for step in graph([least]) if isinstance(step, Buy) and step.split != "train"]
+    if held:
+        # Dev and test labels are bought whatever else is.
+        what += f", with {' and '.join(describe(step) for step in held)},"
     return NotAvailable(
         f"{what} cost {format_usd(cost)}, the budget is {format_usd(context.budget_micros)}; raise it to {format_usd(cost)}"
     )
