@@ -86,11 +86,15 @@ def block_of(spec: SellerSpec) -> SellerBlock:
 class People:
     """How answers of people are waited for.
 
-    ``poll_seconds``: seconds between two looks, ``None`` = one look; ``takes``: orders are closed with the answers that are there.
+    ``poll_seconds``: seconds between two looks, ``None`` = one look; ``takes``: orders are closed with what has come.
     """
 
     poll_seconds: float | None = None
     takes: bool = False
+
+
+ONE_LOOK = People()
+"""Answers are looked for once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ class Place:
 
     asked: Path
     orders: Path
-    people: People = People()
+    people: People = ONE_LOOK
 
 
 _NOWHERE = Place(Path("asked"), Path("orders"))
@@ -189,8 +193,8 @@ def chosen_sellers(
     n_initial: int | None,
     dev: str = "given",
 ) -> tuple[SellerSpec, ...]:
-    """Return the sellers that a strategy buys from, the one of bought dev and test labels, and `HUMAN` where these replay, each with
-    its price item; others are left out. A task with owned labels has `OWNED` too.
+    """Return the sellers that a strategy buys from, the one of bought dev and test labels, and `HUMAN` where these replay, each
+    with its price item; others are left out. A task with owned labels has `OWNED` too.
 
     What a request says of a seller comes before what the task file says. ``dev``: source of the dev labels.
 

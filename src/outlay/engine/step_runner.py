@@ -10,21 +10,20 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlay.engine.environment import environment
-from outlay.engine.prepare import PreparedRun
-from outlay.engine.step_meter import StepMeter
 from outlay.engine.label_targets import class_targets, probabilities_of
+from outlay.engine.prepare import PreparedRun
+from outlay.engine.scorers import scorer_of
+from outlay.engine.step_meter import StepMeter
 from outlay.errors import SpendError, TrainingError
 from outlay.hardware.precision import check_worker
 from outlay.labels.purchases import parse_label_lines
 from outlay.metrics.calibration import N_DIGITS, calibration_error_of, confidences_of
 from outlay.metrics.degenerate import floor_of
 from outlay.metrics.quality import NO_GROUP
-from outlay.metrics.scorer import Scorer, TextEncoder
 from outlay.models.cost_model import PROFILE_FILE, load_profile
 from outlay.models.forecast import N_SAMPLED
 from outlay.models.reference import HELD_OUT_FILE
@@ -43,8 +42,6 @@ from outlay.plan.steps import (
     Buy,
     Dev,
     Distil,
-    Encoding,
-    Judge,
     Model,
     Score,
     Step,
@@ -159,7 +156,7 @@ class StepRunner:
             dev=self._dev(step),
             out=out,
             context=context,
-            metric=TaskMetric.of(_scorer(step.encoding)),
+            metric=TaskMetric.of(scorer_of(step.encoding)),
         )
         trained = _trained(out, progress, len(labels), self._dev_floor(step))
         if progress.held_out:
@@ -227,7 +224,7 @@ class StepRunner:
         predictions = predicted.answers
         latency_ms = milliseconds_a_row(folder, sources, precision=precision)
         texts = [example.text for example in test]
-        scorer = _scorer(encoding)
+        scorer = scorer_of(encoding)
         alike = scorer.similarities(predictions, texts)
         document = {
             "rows": [example.id for example in test],
@@ -267,7 +264,7 @@ class StepRunner:
         if step.dev is None:
             return None
         rows, golds = self._dev_rows(step.dev)
-        texts, scorer = [row.text for row in rows], _scorer(step.encoding)
+        texts, scorer = [row.text for row in rows], scorer_of(step.encoding)
         sources = self._prepared.sources(rows, step.model.ref)
         is_choice = step.encoding.form.kind == "classification"
         return DevTexts(sources, lambda answers: scorer.main_value(answers, golds, texts), golds if is_choice else ())
@@ -311,18 +308,6 @@ def _gold_labels(rows: Sequence[Example]) -> list[str]:
             "in the task file"
         )
     return labels
-
-
-def _scorer(encoding: Encoding) -> Scorer:
-    """Return the scorer of a task's metric; an encoder stays loaded from step to step."""
-    if encoding.judge is None:
-        return Scorer(encoding.metric, encoding.form.labels)
-    return _with_encoder(encoding.metric, encoding.form.labels, encoding.judge)
-
-
-@lru_cache(maxsize=1)
-def _with_encoder(metric: str, labels: tuple[str, ...], judge: Judge) -> Scorer:
-    return Scorer(metric, labels, TextEncoder(judge.ref, judge.layer, judge.idf))
 
 
 def _spec(step: Train | Distil) -> Any:

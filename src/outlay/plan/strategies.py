@@ -12,24 +12,18 @@ from typing import ClassVar, Literal, Protocol
 
 from outlay.errors import UnknownStrategy, UsageError
 from outlay.money.amounts import format_usd
-from outlay.plan.cache import cached
 from outlay.plan.context import PlanningContext
 from outlay.plan.labels_left import lines_on_used_up
 from outlay.plan.quotes import Quoter
+from outlay.plan.recipe_steps import distil_step, score_step, settings_role, teacher_score_step, train_step
 from outlay.plan.request import REPLAY
 from outlay.plan.steps import (
     HUMAN,
     LLM,
-    OF_TRAIN,
-    OWNED,
-    Buy,
-    Dev,
     Distil,
-    Model,
     Recipe,
     Score,
     Step,
-    Teach,
     Train,
     describe,
     n_carved,
@@ -143,7 +137,7 @@ class Annotate:
         def final(n: int) -> Score:
             first = ((HUMAN, n_first),) if n_first else ()
             role = "teach" if self.teaches else "student"
-            return _score(context, _train(context, role, context.student, (*first, (seller, n)), None))
+            return score_step(context, train_step(context, role, context.student, (*first, (seller, n)), None))
 
         quoter = Quoter(context)
         n = _largest(n_min, n_left, lambda n: quoter.total_micros(final(n)) <= context.budget_micros)
@@ -197,17 +191,17 @@ class Distill:
         def trained(n: int) -> Train:
             first = ((HUMAN, min(n_shown, n)),) if n_shown else ()
             rest = ((self.seller, n - n_shown),) if n > n_shown else ()
-            return _train(context, "teacher", teacher, (*first, *rest), None)
+            return train_step(context, "teacher", teacher, (*first, *rest), None)
 
         def final(n: int, n_blocks: int) -> Score:
-            return _score(context, _distil(context, trained(n), n_blocks))
+            return score_step(context, distil_step(context, trained(n), n_blocks))
 
         def fits(n: int, n_blocks: int) -> bool:
             return quoter.total_micros(final(n, n_blocks)) <= context.budget_micros
 
         def recipe(n: int, n_blocks: int) -> Recipe:
             last = final(n, n_blocks)
-            return Recipe(last, _derive(context, quoter, last), _teacher_score(context, trained(n)))
+            return Recipe(last, _derive(context, quoter, last), teacher_score_step(context, trained(n)))
 
         n_all = context.n_blocks
         if n_all == 0:
@@ -271,7 +265,7 @@ class Rival:
             )
 
         def final(n: int) -> Score:
-            return _score(context, _train(context, "student", context.student, ((HUMAN, n),), self.method))
+            return score_step(context, train_step(context, "student", context.student, ((HUMAN, n),), self.method))
 
         quoter = Quoter(context)
         n = _largest(context.n_min, n_most, lambda n: quoter.total_micros(final(n)) <= context.budget_micros)
@@ -332,66 +326,6 @@ def strategy(name: str) -> Strategy:
     return STRATEGIES[name]
 
 
-def _dev(context: PlanningContext, labels: Buy) -> Dev | None:
-    how = context.request.dev
-    if how == "none":
-        return None
-    if how in OF_TRAIN:
-        # A single label is never set aside: then there is no dev set, and the steps are fixed.
-        n_carved = context.n_carved(labels.n)
-        return Dev(how, n_carved, labels=labels) if n_carved else None
-    if how == "bought":
-        seller = context.eval_seller
-        seed = context.request.seed if context.dev_seed is None else context.dev_seed
-        identity = context.offer(seller).identity
-        bought = Buy("dev", context.n_dev, seed, context.dev_digest, identity, seller=seller)
-        return Dev("bought", context.n_dev, labels=bought)
-    return Dev("given", context.n_dev, rows_digest=context.dev_digest)
-
-
-@cached()
-def _train(
-    context: PlanningContext,
-    role: str,
-    model: Model,
-    n_by_seller: tuple[tuple[str, int], ...],
-    method: str | None,
-) -> Train:
-    """Return a training on the labels of some sellers, in the order of their rows; dev is carved from the first ones.
-
-    ``method``: in place of the request's.
-    """
-    request, labels, start = context.request, list[Buy](), 0
-    for seller, n in n_by_seller:
-        for name, part in _owned_first(context, seller, start, n):
-            offer = context.offer(name)
-            shown = _shown(labels, offer.n_examples)
-            labels.append(Buy("train", part, request.seed, context.train_digest, offer.identity, start, name, shown))
-            start += part
-    dev = _dev(context, labels[0])
-    trained_on = start - n_carved(dev)
-    settings = context.settings_for(_settings_role(context, role, model), model, trained_on, method)
-    return Train(
-        role="student" if role == "teach" else role,
-        model=model,
-        labels=tuple(labels),
-        dev=dev,
-        encoding=context.encoding,
-        settings=settings,
-        threads=request.threads,
-        pooling=context.pooling(model, settings),
-        reading=context.reading(model, settings),
-        free=role in ("student", "teach") and request.student_training == "free",
-        learns_probabilities=role == "teach",
-    )
-
-
-def _shown(bought: Sequence[Buy], n_examples: int) -> tuple[Buy, ...]:
-    """Return the purchases, the first ones, whose labels a seller is shown so many of."""
-    n_before = [sum(each.n for each in bought[:i]) for i in range(len(bought))]
-    return tuple(each for each, n in zip(bought, n_before, strict=True) if n < n_examples)
-
-
 def _n_shown(context: PlanningContext, seller: str) -> int:
     """Return the number of bought labels that a seller is shown before it answers."""
     return context.offer(seller).n_examples
@@ -400,7 +334,7 @@ def _n_shown(context: PlanningContext, seller: str) -> int:
 def _no_examples(context: PlanningContext, name: str, seller: str, n_first: int) -> NotAvailable | None:
     """Return the refusal of a seller who is to be shown labels that nobody sells, or more of them than come first."""
     n_shown = _n_shown(context, seller)
-    if not n_shown or n_first >= n_shown and (HUMAN in context.offers or context.n_owned >= n_shown):
+    if not n_shown or (n_first >= n_shown and (HUMAN in context.offers or context.n_owned >= n_shown)):
         return None
     if n_first < n_shown:
         return NotAvailable(
@@ -411,61 +345,6 @@ def _no_examples(context: PlanningContext, name: str, seller: str, n_first: int)
         f"strategy {name}: seller {seller} is shown {n_shown:,} bought labels, and nobody sells them; name people among the "
         "`sellers` of the task, or say `examples: none` of it"
     )
-
-
-def _owned_first(context: PlanningContext, seller: str, start: int, n: int) -> list[tuple[str, int]]:
-    """Return who labels ``n`` train rows from row ``start`` on: labels of people are taken from the owned ones first."""
-    n_owned = min(n, max(0, context.n_owned - start)) if seller == HUMAN else 0
-    return [(name, part) for name, part in ((OWNED, n_owned), (seller, n - n_owned)) if part]
-
-
-def _settings_role(context: PlanningContext, role: str, model: Model) -> str:
-    """Return the role whose settings hold: a teacher that is like the student has the student's, a student that learns
-    probabilities those of distillation."""
-    if role == "teach":
-        return "distil"
-    return "teacher" if role == "teacher" and model == context.teacher else "student"
-
-
-@cached()
-def _distil(context: PlanningContext, teacher: Train, n_blocks: int) -> Distil:
-    settings = context.settings_for("distil", context.student, teacher.n_labels - n_carved(teacher.dev), None)
-    return Distil(
-        model=context.student,
-        targets=tuple(_block(context, teacher, b) for b in range(n_blocks)),
-        dev=teacher.dev,
-        encoding=context.encoding,
-        settings=settings,
-        threads=context.request.threads,
-        pooling=context.pooling(context.student, settings),
-        reading=context.reading(context.student, settings),
-        gold=teacher.labels if settings.gold_weight > 0 else (),
-    )
-
-
-@cached()
-def _block(context: PlanningContext, teacher: Train, block: int) -> Teach:
-    (start, stop), spec = context.block(block), context.target_specs[teacher.model.ref, context.student.ref]
-    return Teach(
-        teacher=teacher,
-        start=start,
-        stop=stop,
-        rows_digest=context.pool_digests(start, stop),
-        target=spec.target,
-        settings=context.teach_settings,
-        vocab_size=spec.vocab_size,
-        threads=context.request.threads,
-    )
-
-
-@cached()
-def _score(context: PlanningContext, model: Train | Distil) -> Score:
-    return Score(model, context.test_digest, context.request.threads, labels=context.test_labels)
-
-
-@cached()
-def _teacher_score(context: PlanningContext, teacher: Train) -> Score:
-    return Score(teacher, context.test_digest, context.request.threads, of_teacher=True, labels=context.test_labels)
 
 
 def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
@@ -531,7 +410,7 @@ def _methods_chosen(context: PlanningContext, final: Score | Train | Distil) -> 
     for step in Recipe(final, ()).steps():
         if isinstance(step, Train):
             role, who, n_labels = (
-                _settings_role(context, step.role, step.model),
+                settings_role(context, "teach" if step.learns_probabilities else step.role, step.model),
                 step.role,
                 step.n_labels - n_carved(step.dev),
             )

@@ -8,24 +8,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from outlay.errors import SellerError
 from outlay.labels.allowance import Allowance
 from outlay.labels.annotator import Answer, Delivery, Order, RowResult
 from outlay.labels.llm.asking import Asking, Clock, Server
 from outlay.labels.llm.billing import attempt_cost, believed_usage, bill_of, paid_by
-from outlay.labels.llm.bodies import Way
+from outlay.labels.llm.bodies import PATHS, Way
 from outlay.labels.llm.journal import Attempt, Journal
 from outlay.labels.llm.limits import Limits
 from outlay.labels.llm.options import LlmOptions
 from outlay.labels.llm.questions import Questioner
-from outlay.labels.llm.reading import Reading, agree, read_answer
+from outlay.labels.llm.reading import Reading, agree, choice_of, read_answer, usage_of
 from outlay.labels.llm.schedule import DEFAULT_FATAL, PROBE_FATAL, Due, Fatal, Retries, Schedule, Settled, n_of
-from outlay.labels.llm.ways import Answered, next_probe
+from outlay.labels.llm.ways import Answered, Probe, next_probe
 from outlay.labels.llm.wire import Question, Reply
 from outlay.money.amounts import MICROS_PER_USD
 from outlay.money.prices.tokens import TokenPrices
 
 PROBE_ANSWERS = frozenset({400, 404, 405, 406, 410, 413, 415, 422, 501})
 """Errors that say that an endpoint does not have a way, today and tomorrow."""
+
+
+UNCLEAR = Reading(None, "the reply to a probe tells nothing")
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class Collection:
     allowance: Allowance
     _sources: dict[str, str] = field(default_factory=dict)
     _way: Way | None = None
+    _n_probes: int = 0
 
     def __post_init__(self) -> None:
         self._sources = {example.id: example.text for example in self.order.examples}
@@ -104,8 +109,18 @@ class Collection:
     def _found_way(self, *, may_ask: bool) -> Way | None:
         """Return the way of asking, which the journal knows or probes find; ``None`` where they cannot be paid.
 
-        A probe is billed to the first row of the order.
+        A probe is billed to the first row of the order. Where the journal knows of no way, the endpoint is asked again: it may
+        have been put right.
         """
+        try:
+            return self._probed(may_ask=may_ask, fresh=False)
+        except SellerError:
+            if not may_ask or self._n_probes:
+                raise
+            return self._probed(may_ask=True, fresh=True)
+
+    def _probed(self, *, may_ask: bool, fresh: bool) -> Way | None:
+        """Follow the probes to a way; ``fresh``: what was answered before does not count."""
         means, answered = self.means, list[Answered]()
         while True:
             step = next_probe(means.questioner.guideline, means.options.settings, means.options.way, answered)
@@ -113,24 +128,32 @@ class Collection:
                 return step
             question = means.questioner.probe(step, self.order.rows[0])
             key = question.key(means.url)
-            reply = self._probe_reply(key)
+            skipped = len(self.journal.attempts(key)) if fresh else 0
+            reply = self._probe_reply(step, key, skipped)
             if reply is None and may_ask:
+                self._n_probes += 1
                 due = Due(key, question, means.prices.most(question.most))
-                self._asking(self._probe_settled, PROBE_FATAL).ask([due], self.allowance, 0, lambda _: None)
-                reply = self._probe_reply(key)
+
+                def settle(asked: Question, reply: Reply, probe: Probe = step) -> Settled:
+                    return self._settled(asked, reply, None if _tells(probe, reply) else UNCLEAR)
+
+                self._asking(settle, PROBE_FATAL).ask([due], self.allowance, 0, lambda _: None)
+                reply = self._probe_reply(step, key, skipped)
             if reply is None:
                 return None
             answered.append((reply.status, reply.body))
 
-    def _probe_reply(self, key: str) -> Reply | None:
-        for attempt in self.journal.attempts(key):
+    def _probe_reply(self, probe: Probe, key: str, skipped: int) -> Reply | None:
+        """Return the reply to a probe that tells of the way: the first clear one, or the last where all are as unclear."""
+        unclear: list[Reply] = []
+        for attempt in self.journal.attempts(key)[skipped:]:
             reply = self.journal.reply(attempt)
-            if reply is not None and (attempt.state == "received" or reply.status in PROBE_ANSWERS):
+            if reply is None:
+                continue
+            if reply.status in PROBE_ANSWERS or (attempt.state == "received" and _tells(probe, reply)):
                 return reply
-        return None
-
-    def _probe_settled(self, question: Question, reply: Reply) -> Settled:
-        return self._settled(question, reply, None)
+            unclear += [reply] if attempt.state == "received" else []
+        return unclear[-1] if len(unclear) > self.means.options.unreadable_retries else None
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
@@ -267,3 +290,10 @@ class Collection:
                 )
             )
         return found
+
+
+def _tells(probe: Probe, reply: Reply) -> bool:
+    """Return whether a reply is one of the endpoint's, and not a page, a piece or an empty answer that chance put there."""
+    if probe.path == PATHS["chat"]:
+        return choice_of(reply.body)[1] is not None
+    return usage_of(reply.body) is not None
