@@ -46,7 +46,8 @@ BROKEN = "the journal is closed"
 class Attempt:
     """One request of a question: which order paid for it, for which row, and what became of it.
 
-    ``most``: tokens that it is billed at most, by name; ``why``: the reason of one that failed or is lost.
+    ``most``: tokens that it is billed at most, by name; ``seconds``: from sending to the last byte of a reply; ``why``: the
+    reason of one that failed or is lost.
     """
 
     key: str
@@ -56,6 +57,7 @@ class Attempt:
     most: Mapping[str, int]
     state: State = "sent"
     why: str = ""
+    seconds: float = 0.0
     place: tuple[int, int] = (0, 0)
     """Place in the file of the line that ended it: offset and length."""
 
@@ -149,7 +151,7 @@ class Journal:
         """Note what came for an attempt, byte for byte, and return it."""
         record = {"received": attempt.key, "n": attempt.number, "status": received.status, "seconds": received.seconds}
         attempt.place = self._append(record | _written(received.body))
-        attempt.state = "received"
+        attempt.state, attempt.seconds = "received", received.seconds
         return Reply(attempt.key, received.status, received.body, received.seconds)
 
     def fail(self, attempt: Attempt, failed: Failed) -> None:
@@ -269,7 +271,7 @@ class Journal:
             (state,) = (name for name in ENDS if name in record)
             attempt = self._attempts[record[state]][record["n"] - 1]
             attempt.state, attempt.why = state, record.get("why", "")
-            attempt.place = place
+            attempt.place, attempt.seconds = place, record.get("seconds", 0.0)
 
     def note_lost(self) -> None:
         """Note every attempt without an end as lost: the process that sent it is gone."""
