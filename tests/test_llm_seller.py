@@ -206,6 +206,33 @@ def test_several_samples_agree(provider: Cashier, tmp_path: Path) -> None:
     assert all(cost.most == 6 * PRICES.most(seller._means.questioner.bound(row(0))) for cost in seller.costs([row(0)]))
 
 
+def test_rows_with_the_same_text_are_one_question(tmp_path: Path) -> None:
+    twins = [replace(row(i // 2), id=f"row {i}") for i in range(8)]
+    rows, again = (Order.of(name, twins) for name in ("one", "two"))
+    with cashier(Settings(keywords=KEYWORDS, certainty=1.0)) as till:
+        seller = llm(till.base_url, tmp_path, way="chat", concurrency=8)
+        seen: list[int] = []
+        seller.submit(rows)
+        got = seller.collect(rows, Allowance(RICH), seen.append)
+        assert got.labels == {f"row {i}": label_of(i // 2) for i in range(8)}
+        assert (seen[-1], len(till.bill)) == (8, 1 + 4)
+        assert got.quantity == till.billed
+        assert Counter(answer.row for answer in got.answers) == {f"row {i}": 1 for i in range(8)}
+        allowance = Allowance(RICH)
+        seller.submit(again)
+        shared = seller.collect(again, allowance)
+        assert (shared.labels, shared.cash_micros, len(till.bill)) == (got.labels, 0, 5)
+        assert shared.quantity == RICH - allowance.left
+
+
+def test_an_edited_prompt_that_no_row_fits_refuses_none(tmp_path: Path) -> None:
+    with cashier(Settings(keywords=KEYWORDS, certainty=1.0)) as till:
+        bought(llm(till.base_url, tmp_path, way="chat"), order(8))
+        till.set_faults(Faults({"400_context": 1.0}, attempts=99))
+        with pytest.raises(SellerError, match="context length"):
+            bought(llm(till.base_url, tmp_path, way="chat", max_answer_tokens=30), order(8, "edited"))
+
+
 def test_the_best_way_is_found_by_probes_that_the_journal_keeps(tmp_path: Path) -> None:
     with cashier(Settings(keywords=KEYWORDS, certainty=1.0, decisions=False)) as till:
         seller = llm(till.base_url, tmp_path, way="auto")

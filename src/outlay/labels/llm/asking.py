@@ -73,8 +73,8 @@ class Asking:
     ) -> Schedule:
         """Ask until nothing is left, the money has ended or the endpoint refuses; return the schedule with what came of it.
 
-        ``n_received``: replies that the endpoint has given before. ``report`` is called whenever something came; what it raises
-        ends the loop, and is raised once the requests under way have ended.
+        ``n_received``: replies that questions of the order got before. ``report`` is called whenever something came; what it
+        raises ends the loop, and is raised once the requests under way have ended.
 
         Raises:
             SellerError: the endpoint refuses all that it is asked.

@@ -165,11 +165,11 @@ class Collection:
         for example in self.order.examples:
             questions = self.means.questioner.ask(way, example)
             keys = [question.key(self.means.url) for question in questions]
-            others = [each for key in keys for each in self.journal.untaken(self.order.id, key)]
-            cost = sum(map(self._bills.cost, others), Fraction(0))
+            others = {key: self.journal.untaken(self.order.id, key) for key in keys if key not in taken}
+            cost = sum((self._bills.cost(each) for every in others.values() for each in every), Fraction(0))
             if not self.allowance.take(cost):
                 break
-            taken |= dict.fromkeys((each.key for each in others), example.id)
+            taken |= {key: example.id for key, every in others.items() if every}
             rows[example.id] = [self._known(question, key) for question, key in zip(questions, keys, strict=True)]
         self.journal.take_over(self.order.id, taken)
         return rows
@@ -203,27 +203,32 @@ class Collection:
 
     def _ask(self, rows: Mapping[str, Sequence[_Known]], report: Callable[[int], None]) -> None:
         """Ask the questions that are not finished, and note those that are given up."""
-        open_ones = [known for each in rows.values() for known in each if not known.is_finished]
+        every = [known for each in rows.values() for known in each]
+        open_ones = [known for known in every if not known.is_finished]
         left = Counter(known.question.row for known in open_ones)
-        row_of = {known.key: known.question.row for known in open_ones}
         n_rows, n_seen = len(rows) - len(left), 0
         report(n_rows)
         if not open_ones:
             return
+        # Rows with the same text are one question: it is asked once.
+        dues: dict[str, Due] = {}
+        rows_of: dict[str, list[str]] = {}
+        for known in open_ones:
+            most = self.means.prices.most(known.question.most)
+            dues.setdefault(known.key, Due(known.key, known.question, most, known.n_unreadable))
+            rows_of.setdefault(known.key, []).append(known.question.row)
 
         def progress(schedule: Schedule) -> None:
             nonlocal n_rows, n_seen
-            finished = schedule.finished[n_seen:]
-            n_seen += len(finished)
-            left.subtract(row_of[key] for key in finished)
-            n_rows += sum(left[row] == 0 for row in {row_of[key] for key in finished})
+            finished = [row for key in schedule.finished[n_seen:] for row in rows_of[key]]
+            n_seen = len(schedule.finished)
+            left.subtract(finished)
+            n_rows += sum(left[row] == 0 for row in set(finished))
             report(n_rows)
 
-        most = self.means.prices.most
-        dues = [Due(each.key, each.question, most(each.question.most), each.n_unreadable) for each in open_ones]
-        schedule = self._asking(self._answer_settled, DEFAULT_FATAL).ask(
-            dues, self.allowance, self.journal.n_received, progress
-        )
+        n_received = sum(known.reading is not None or known.n_unreadable > 0 for known in every)
+        asking = self._asking(self._answer_settled, DEFAULT_FATAL)
+        schedule = asking.ask(list(dues.values()), self.allowance, n_received, progress)
         self.journal.refuse(self.order.id, schedule.refused)
 
     def _asking(self, settle: Callable[[Attempt, Question, Reply], Settled], fatal: Fatal) -> Asking:

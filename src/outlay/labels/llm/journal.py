@@ -117,11 +117,6 @@ class Journal:
         every = (attempt for attempts in self._attempts.values() for attempt in attempts)
         return sorted((each for each in every if each.state == "received"), key=lambda each: each.place)
 
-    @property
-    def n_received(self) -> int:
-        """Number of replies that have come."""
-        return len(self.received)
-
     def reply(self, attempt: Attempt) -> Reply | None:
         """Return the reply of an attempt, read from the file: an error too; ``None`` where nothing came."""
         offset, length = attempt.place
