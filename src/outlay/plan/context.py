@@ -15,7 +15,7 @@ from outlay.money.amounts import Price
 from outlay.money.machines import Machine
 from outlay.plan.cache import Memo, cached
 from outlay.plan.request import Request
-from outlay.plan.steps import HUMAN, OF_TRAIN, Encoding, Model
+from outlay.plan.steps import HUMAN, OF_TRAIN, Buy, Encoding, Model
 from outlay.settings import AUTO_METHOD, BLOCK_ROWS, TeachSettings, TrainSettings, role_settings, without_auto_method
 from outlay.settings.auto import ChosenMethod, choose_method
 from outlay.spec import Reading, TargetSpec, TaskSpec
@@ -118,6 +118,12 @@ class PlanningContext:
     """Poolings by model reference and setting ``pooling``; without an entry the model declares nothing."""
     n_owned: int = 0
     """Train rows whose labels are owned; they are the first ones."""
+    eval_seller: str = HUMAN
+    """Name of the seller of dev and test labels that are bought."""
+    dev_seed: int | None = None
+    """Seed of the order in which dev labels are bought, where it is not the request's."""
+    test_labels: Buy | None = None
+    """Purchase of the test labels, the same one for every seed, budget and strategy; ``None`` where the rows have them."""
     n_unlabelled: Callable[[], int] = field(default=lambda: 0, compare=False)
     """Number of pool rows that have no gold label and are no train rows."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from outlay.money.amounts import MICROS_PER_USD, format_usd, show_usd
 from outlay.plan.context import PlanningContext
+from outlay.plan.request import REPLAY
 from outlay.plan.steps import HUMAN, LLM, OWNED, Distil, Recipe, Score, Train
 
 
@@ -42,6 +43,8 @@ def _sellers(context: PlanningContext) -> str:
 
 def _rows(context: PlanningContext) -> str:
     n = context.n_unlabelled()
+    if not any(spec.kind == REPLAY and spec.name != OWNED for spec in context.request.sellers):
+        return "they were given every row of `data.train`: add rows to it"
     if not n:
         return "so far they replay gold labels, and no pool row is without one"
     return f"so far they replay gold labels, which {n:,} pool rows lack: label those and add them to `data.train`"

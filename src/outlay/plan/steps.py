@@ -17,7 +17,7 @@ from outlay.spec import Reading, TargetKind, TaskSpec
 from outlay.storage.store import key_of
 
 HUMAN = "human"
-"""Name of the seller who labels dev rows, and the rows of a strategy that names no other."""
+"""Name of the seller who labels the rows of a strategy that names no other, and dev and test rows where the task does not."""
 
 LLM = "llm"
 """Name of the large language model whose labels the published strategies buy."""
@@ -239,6 +239,13 @@ class Train(Training):
     """``teacher`` or ``student``, for display; not part of the key."""
     labels: tuple[Buy, ...]
     free: bool = False
+    learns_probabilities: bool = False
+    """Learn the distributions over the classes that came with the labels, as a student learns a teacher's; a label without one
+    counts as certain."""
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters beside the inputs."""
+        return super().parameters() | ({"learns": "probabilities"} if self.learns_probabilities else {})
 
     @property
     def n_labels(self) -> int:
@@ -327,15 +334,17 @@ class Score(Step):
 
     model: Train | Distil
     rows_digest: str
-    """Digest of the test split, gold labels included."""
+    """Digest of the test split, with the gold labels that its rows have."""
     threads: int
     of_teacher: bool = False
     """True for the scores of a teacher, which are told and not charged; not part of the key."""
+    labels: Buy | None = None
+    """Purchase of the gold labels of the test split; ``None`` where its rows have them."""
 
     @property
     def inputs(self) -> tuple[Step, ...]:
         """Steps whose artifacts this step reads."""
-        return (self.model,)
+        return (self.model,) if self.labels is None else (self.model, self.labels)
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters beside the inputs."""
@@ -425,7 +434,9 @@ def describe(step: Step) -> str:
     """Return the description of a step for the receipt, the same for all blocks of one teacher pass."""
     match step:
         case Buy():
-            return f"{step.n:,} {step.split if step.seller == HUMAN else seller_words(step.seller)} labels"
+            if step.seller == HUMAN or step.split == "train":
+                return f"{step.n:,} {step.split if step.seller == HUMAN else seller_words(step.seller)} labels"
+            return f"{step.n:,} {step.split} labels of {seller_words(step.seller)}"
         case Train():
             return f"{_train_words(step.settings)} the {step.role} on {step.n_labels:,} labels"
         case Teach():
