@@ -189,6 +189,21 @@ def test_a_full_disk_leaves_no_half_line_and_stops_everyone(path: Path, monkeypa
         assert [journal.attempts(key) for key in "lm"] == [(), ()]
 
 
+def test_ctrl_c_in_a_write_leaves_nobody_waiting(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(file: int, data: bytes) -> int:
+        raise KeyboardInterrupt
+
+    with open_journal(path) as journal:
+        monkeypatch.setattr(os, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            journal.accept("order", "rows")
+        monkeypatch.undo()
+        with pytest.raises(StoreError, match="interrupted"):
+            journal.accept("order", "rows")
+    with open_journal(path) as journal:
+        assert journal.rows_of("order") is None
+
+
 def test_another_process_waits_and_says_so(path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom outlay.labels.llm.journal import open_journal\n"

@@ -50,7 +50,7 @@ class Clock:
 class Asking:
     """Asks questions of one endpoint for one order, as many at once as ``concurrency`` says.
 
-    ``settle`` says what a received reply is worth. ``tell`` is told of long waits in one line. ``fatal``: errors after which
+    ``appraise`` says what a received reply is worth. ``tell`` is told of long waits in one line. ``fatal``: errors after which
     nothing more leaves.
     """
 
@@ -58,7 +58,7 @@ class Asking:
     journal: Journal
     order: str
     limits: Limits
-    settle: Callable[[Attempt, Question, Reply], Settled]
+    appraise: Callable[[Attempt, Question, Reply], Settled]
     concurrency: int = 8
     retries: Retries = field(default_factory=Retries)
     tell: Callable[[str], None] = silent
@@ -155,7 +155,7 @@ class Asking:
         exchange = self.endpoint.exchange(question, due.key)
         if isinstance(exchange, Received):
             reply = self.journal.receive(attempt, exchange)
-            return exchange, self.settle(attempt, question, reply)
+            return exchange, self.appraise(attempt, question, reply)
         if isinstance(exchange, Failed):
             self.journal.fail(attempt, exchange)
         else:

@@ -34,7 +34,7 @@ UNCLEAR = Reading(None, "the reply to a probe tells nothing")
 
 @dataclass(frozen=True)
 class Means:
-    """What an order is asked with: the model and how it is asked, the prices of its tokens, the endpoint and its limits.
+    """Model that an order is asked of, way to ask it, prices of its tokens, endpoint and limits.
 
     ``connect`` opens the endpoint, where something is to be asked.
     """
@@ -135,10 +135,10 @@ class Collection:
                 self._n_probes += 1
                 due = Due(key, question, means.prices.most(question.most))
 
-                def settle(attempt: Attempt, asked: Question, reply: Reply, probe: Probe = step) -> Settled:
-                    return self._settled(attempt, asked, reply, None if _tells(probe, reply) else UNCLEAR)
+                def appraise(attempt: Attempt, asked: Question, reply: Reply, probe: Probe = step) -> Settled:
+                    return self._worth(attempt, asked, reply, None if _tells(probe, reply) else UNCLEAR)
 
-                self._asking(settle, PROBE_FATAL).ask([due], self.allowance, 0, lambda _: None)
+                self._asking(appraise, PROBE_FATAL).ask([due], self.allowance, 0, lambda _: None)
                 reply = self._probe_reply(step, key, skipped)
             if reply is None:
                 return None
@@ -227,11 +227,11 @@ class Collection:
             report(n_rows)
 
         n_received = sum(known.reading is not None or known.n_unreadable > 0 for known in every)
-        asking = self._asking(self._answer_settled, DEFAULT_FATAL)
+        asking = self._asking(self._appraised, DEFAULT_FATAL)
         schedule = asking.ask(list(dues.values()), self.allowance, n_received, progress)
         self.journal.refuse(self.order.id, schedule.refused)
 
-    def _asking(self, settle: Callable[[Attempt, Question, Reply], Settled], fatal: Fatal) -> Asking:
+    def _asking(self, appraise: Callable[[Attempt, Question, Reply], Settled], fatal: Fatal) -> Asking:
         means = self.means
         retries = Retries(means.options.retries, means.options.unreadable_retries)
         return Asking(
@@ -239,7 +239,7 @@ class Collection:
             self.journal,
             self.order.id,
             means.limits,
-            settle,
+            appraise,
             means.options.concurrency,
             retries,
             means.tell,
@@ -248,10 +248,10 @@ class Collection:
             fatal,
         )
 
-    def _answer_settled(self, attempt: Attempt, question: Question, reply: Reply) -> Settled:
-        return self._settled(attempt, question, reply, self._read(attempt, question, reply))
+    def _appraised(self, attempt: Attempt, question: Question, reply: Reply) -> Settled:
+        return self._worth(attempt, question, reply, self._read(attempt, question, reply))
 
-    def _settled(self, attempt: Attempt, question: Question, reply: Reply, reading: Reading | None) -> Settled:
+    def _worth(self, attempt: Attempt, question: Question, reply: Reply, reading: Reading | None) -> Settled:
         prices, most = self.means.prices, question.most
         usage = believed_usage(reply.body, most, prices)
         usd = prices.most(most) if usage is None else prices.cost(usage)

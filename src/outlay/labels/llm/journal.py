@@ -22,7 +22,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Condition
@@ -63,7 +63,7 @@ class Attempt:
 
 
 class Journal:
-    """What one endpoint was asked about one model. Open it with `open_journal`, or `read_journal` to look."""
+    """Record of what one endpoint was asked about one model. Open it with `open_journal`, or `read_journal` to look."""
 
     def __init__(self, path: Path, file: int, *, writable: bool) -> None:
         self._path = path
@@ -198,13 +198,20 @@ class Journal:
             self._queued.append(line)
             self._n_queued += 1
             mine = self._n_queued
-            while self._n_durable < mine:
-                self._check()
-                if self._syncing:
-                    self._changed.wait()
-                else:
-                    self._sync()
+        while not self._is_durable(mine):
+            self._sync()
         return place
+
+    def _is_durable(self, number: int) -> bool:
+        """Wait for whoever syncs; return whether a line is durable, and take the sync over where it is not."""
+        with self._changed:
+            while self._syncing and self._n_durable < number:
+                self._changed.wait()
+            if self._n_durable >= number:
+                return True
+            self._check()
+            self._syncing = True
+            return False
 
     def _check(self) -> None:
         if self._broken is not None:
@@ -212,24 +219,29 @@ class Journal:
 
     def _sync(self) -> None:
         """Write and sync all that is queued; the lock is free meanwhile, so that more can queue."""
-        batch, upto, self._queued, self._syncing = b"".join(self._queued), self._n_queued, [], True
-        start, failure = self._durable_end, None
-        self._changed.release()
+        with self._changed:
+            batch, upto, self._queued = b"".join(self._queued), self._n_queued, []
+        start = self._durable_end
+        failure: BaseException | None = None
         try:
             _write_all(self._file, batch)
             os.fdatasync(self._file)
-        except OSError as error:
+        except BaseException as error:  # Ctrl-C too: nobody may wait for ever
             failure = error
-        finally:
-            self._changed.acquire()
+            with suppress(OSError):
+                # Half a line in the middle of the file would be damage; at its end it is dropped.
+                os.ftruncate(self._file, start)
+        with self._changed:
             self._syncing = False
+            if failure is None:
+                self._durable_end, self._n_durable = start + len(batch), upto
+            else:
+                self._broken = getattr(failure, "strerror", None) or "a write was interrupted"
             self._changed.notify_all()
-        if failure is not None:
-            # Half a line in the middle of the file would be damage; at its end it is dropped.
-            self._broken = f"{failure.strerror}"
-            os.ftruncate(self._file, start)
+        if isinstance(failure, OSError):
             raise refused(self._path, failure.errno or 0) from failure
-        self._durable_end, self._n_durable = start + len(batch), upto
+        if failure is not None:
+            raise failure
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ PROBE_FATAL = Fatal(frozenset({401, 402}), _OUT_OF_MONEY)
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """What is asked again, how often, and after how long.
+    """Number of times that a question is asked again, and the waits before.
 
     ``failures``: times that a question is asked again after errors and lost requests; of an endpoint that is full or cannot be
     reached, those with no reply to anybody in between count. ``unreadable``: times after replies that cannot be read, each of
@@ -96,7 +96,7 @@ def n_of(usage: TokenUsage) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What a received reply is worth: dollars that it is billed, tokens it used, and why it cannot be read (``None``: it can).
+    """Worth of a received reply: dollars that it is billed, tokens it used, and why it cannot be read (``None``: it can).
 
     ``declined``: asking again is of no use.
     """
