@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -345,6 +346,28 @@ def test_an_endpoint_that_is_not_there_is_told(tmp_path: Path) -> None:
         bought(seller, order(2))
     # Nothing left, so nothing was lost.
     assert recompute(seller.path, "order", PRICES) == {}
+
+
+def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
+    class Moved(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:  # noqa: N802
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(307)
+            self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Moved) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            with pytest.raises(SellerError, match=r"redirects to http://127\.0\.0\.1:9/elsewhere"):
+                bought(llm(f"http://127.0.0.1:{server.server_port}/v1", tmp_path), order(2))
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_what_raises_in_a_report_ends_the_asking_and_keeps_what_came(tmp_path: Path) -> None:

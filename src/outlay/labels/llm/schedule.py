@@ -46,8 +46,9 @@ class Fatal:
 
 
 _OUT_OF_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached", "invalid_api_key"})
-DEFAULT_FATAL = Fatal(frozenset({401, 402, 403, 404, 405}), _OUT_OF_MONEY | {"model_not_found"})
-PROBE_FATAL = Fatal(frozenset({401, 402}), _OUT_OF_MONEY)
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+DEFAULT_FATAL = Fatal(frozenset({401, 402, 403, 404, 405}) | _REDIRECTS, _OUT_OF_MONEY | {"model_not_found"})
+PROBE_FATAL = Fatal(frozenset({401, 402}) | _REDIRECTS, _OUT_OF_MONEY)
 """Of a request that tries what an endpoint has: that it has it not is an answer."""
 
 
