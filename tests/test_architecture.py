@@ -97,7 +97,18 @@ LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {}
 
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "marshal", "shelve"}
-HEAVY = ("torch", "transformers", "pydantic", "numpy", "pandas", "altair", "vl_convert", "safetensors", "datasets", "openai")
+HEAVY = (
+    "torch",
+    "transformers",
+    "pydantic",
+    "numpy",
+    "pandas",
+    "altair",
+    "vl_convert",
+    "safetensors",
+    "datasets",
+    "openai",
+)
 
 
 @dataclass(frozen=True)
