@@ -133,7 +133,10 @@ def init(
     ] = None,
     label_price: Annotated[
         str | None,
-        typer.Option("--label-price", help="Dollars that a label of people costs. (default: asked; none with --yes)"),
+        typer.Option(
+            "--label-price",
+            help="Dollars that a label of people costs; 0 where an LLM alone is free. (default: asked; none with --yes)",
+        ),
     ] = None,
     bought: ToLabelOptions = ToLabelOptions(),
     labeller: Annotated[

@@ -14,11 +14,8 @@ from outlay.labels.llm.seller import LlmSeller
 from outlay.money.amounts import Price, PriceBook
 from outlay.money.prices.tokens import TokenPrices, priced_model, token_bill, token_prices
 from outlay.tasks.example import Example
-from outlay.tasks.seller_blocks import FilesSeller, OpenAISeller
+from outlay.tasks.seller_blocks import FREE, FilesSeller, OpenAISeller
 from outlay.tasks.task import Task
-
-FREE = "free"
-"""In place of a price item: the tokens of a model of one's own cost nothing."""
 
 
 def files_seller(

@@ -263,6 +263,11 @@ class DataReader:
         """
         checked = [with_named_gold(row, form) for row in rows]
         is_empty = [row.gold is None or (form.kind != "entities" and not row.gold.strip()) for row in rows]
+        if self.task is not None and rows and all(row.gold is None for row in rows):
+            raise LabelError(
+                f"none of the {len(rows):,} rows has a label, the first at {rows[0].origin}; `outlay run` and `outlay compare` "
+                "buy labels, a single step takes rows that have one: give such rows with --file"
+            )
         for row, named_row, has_none in zip(rows, checked, is_empty, strict=True):
             gold = named_row.gold or ""
             if has_none:

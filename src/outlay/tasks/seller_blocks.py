@@ -14,6 +14,9 @@ PEOPLE = "people"
 LLM_NAME = "llm"
 """Name of the language model whose labels the published strategies buy, in task files."""
 
+FREE = "free"
+"""In place of a price item: the tokens of a model of one's own cost nothing."""
+
 Way = Literal["auto", "decisions", "systemone", "schema", "chat"]
 Examples = Literal["none", "fixed", "shuffled", "nearest"]
 Tier = Literal["standard", "batch", "flex"]
@@ -82,7 +85,7 @@ class OpenAISeller(YamlBlock):
     api_key_env: Annotated[str, AfterValidator(_variable)] | None = "OPENAI_API_KEY"
     """Environment variable that holds the key; null where the endpoint takes none."""
     price_item: NonEmpty | None = None
-    """Item of the token prices; default: the model's name."""
+    """Item of the token prices; ``free`` where tokens cost nothing; default: the model's name."""
     way: Way = "auto"
     """How it is asked: ``auto`` (the best that the endpoint does), ``decisions``, ``systemone``, ``schema`` or ``chat``."""
     examples: Examples = "fixed"

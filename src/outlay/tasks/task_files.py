@@ -82,6 +82,8 @@ def write_task(
     check_new_folder(folder)
     parts = {"train": new.train, "dev": new.dev, "test": new.test, "pool": new.pool}
     written = {name: _write_rows(folder / f"{name}.jsonl", new, name, rows) for name, rows in parts.items() if rows}
+    if new.to_label is not None and PEOPLE not in new.to_label.sellers:
+        usd_per_label = None
     item = OWNED_ITEM if usd_per_label is None else f"label/{new.name}"
     task, prices = folder / TASK_FILE, None if usd_per_label is None else folder / PRICES_FILE
     write_text(task, _yaml(new, written, item))

@@ -10,7 +10,8 @@ from typing import Any
 
 from outlay.errors import UsageError
 from outlay.spec import Kind
-from outlay.tasks.seller_blocks import LLM_NAME, PEOPLE, OpenAISeller
+from outlay.storage.paths import command_line
+from outlay.tasks.seller_blocks import FREE, LLM_NAME, PEOPLE, OpenAISeller
 from outlay.tasks.task import Task
 from outlay.tasks.yaml_file import checked
 from outlay.text.legible import named
@@ -41,7 +42,8 @@ class ToLabel:
         sellers: ``people``, who fill in files, ``llm``, or both; dev and test labels are bought of the first.
         llm: name of the model of ``llm`` at its endpoint.
         url: address of the endpoint; ``None`` = OpenAI's.
-        usd_per_label: dollars that a label of people costs, as a plain number; ``None`` = nothing.
+        usd_per_label: dollars that a label of people costs, as a plain number; ``None`` = nothing. Of an LLM alone: 0 where its
+            tokens cost nothing, ``None`` where a price list says what they cost.
     """
 
     labels: tuple[str, ...] = ()
@@ -66,8 +68,13 @@ class ToLabel:
         llm = {"kind": "openai", "model": self.llm or ""} | ({} if self.url is None else {"base_url": self.url})
         # Without people there are no labels to show as examples.
         llm |= {} if PEOPLE in self.sellers else {"examples": "none"}
+        llm |= {"price_item": FREE} if self._is_free else {}
         known = {PEOPLE: {"kind": "files"}, LLM_NAME: llm}
         return {name: known[name] for name in self.sellers}
+
+    @property
+    def _is_free(self) -> bool:
+        return PEOPLE not in self.sellers and self.usd_per_label is not None and not Decimal(self.usd_per_label)
 
     def keys(self, kind: Kind, *, has_dev: bool = True) -> dict[str, Any]:
         """Return the keys of a task file that say of whom labels are bought."""
@@ -114,10 +121,10 @@ def check_to_label(name: str, kind: Kind, asked: ToLabel) -> None:
         raise UsageError(f"--seller {LLM_NAME} needs a model; name it with --llm, such as --llm gpt-5-mini")
     if LLM_NAME not in asked.sellers and (asked.llm or asked.url):
         raise UsageError(f"--llm and --url say which model labels; say --seller {LLM_NAME}, or leave them out")
-    if PEOPLE not in asked.sellers and asked.usd_per_label is not None:
+    if PEOPLE not in asked.sellers and asked.usd_per_label is not None and Decimal(asked.usd_per_label):
         raise UsageError(
-            f"--label-price is what a label of people costs, and {LLM_NAME} is paid by tokens; leave it out, or say "
-            f"--seller {PEOPLE},{LLM_NAME}"
+            f"--label-price is what a label of people costs, and {LLM_NAME} is paid by tokens; leave it out, say 0 where they "
+            f"cost nothing, or --seller {PEOPLE},{LLM_NAME}"
         )
     if kind == "classification" and not asked.labels:
         raise UsageError(
@@ -173,10 +180,17 @@ def lines_on_labels(asked: ToLabel, sizes: Mapping[str, int], n_rows: int, seed:
         )
     if LLM_NAME in asked.sellers:
         url = asked.url or OpenAISeller.model_fields["base_url"].default
-        lines.append(f"{LLM_NAME} is {asked.llm} at {url}, and its tokens need a price in the price book")
+        lines.append(f"{LLM_NAME} is {asked.llm} at {url}, and {_token_price(asked)}")
     if PEOPLE in asked.sellers and asked.usd_per_label is None:
         lines.append("labels of people cost nothing, since no price is given; --label-price names one")
     return lines
+
+
+def _token_price(asked: ToLabel) -> str:
+    if asked.blocks()[LLM_NAME].get("price_item") == FREE:
+        return "its tokens cost nothing, as --label-price says"
+    command = command_line("outlay", "prices", "fetch", asked.llm or "")
+    return f"its tokens need a price: `{command}`; for a model of your own say `price_item: {FREE}` of it"
 
 
 def _line_on_part(asked: ToLabel, what: str, n: int, n_rows: int, seed: int) -> str:
