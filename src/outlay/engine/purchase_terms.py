@@ -60,7 +60,7 @@ def words_on(spec: SellerSpec) -> str | None:
         return None
     block = block_of(spec)
     if isinstance(block, FilesSeller):
-        return "people, by file" + (f" ({block.redundancy} for each row)" if block.redundancy > 1 else "")
+        return "people who fill in files" + (f" ({block.redundancy} for each row)" if block.redundancy > 1 else "")
     assert isinstance(block, OpenAISeller)
     shown = "no examples" if block.examples == "none" else f"{block.n_examples} {block.examples} examples"
     more = [shown]

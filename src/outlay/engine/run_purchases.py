@@ -202,6 +202,13 @@ class RunPurchases:
         return [row.id for row in self._prepared.rows_of(step.split)[step.start : step.stop]]
 
 
+def refusals_of(artifact: Artifact) -> list[str]:
+    """Return the reasons of the rows that a purchase got no label for; none where prices are fixed."""
+    if not (artifact.path / BILL_FILE).is_file():
+        return []
+    return [why for _, _, why in parse_bill_lines(artifact.read_bytes(BILL_FILE)) if why is not None]
+
+
 def bounded(quote: Quote, most: Quote, room_micros: int) -> Quote:
     """Return the quote that a purchase is held at: what it costs at most, and no more than ``room_micros``.
 

@@ -34,6 +34,7 @@ from outlay.money.amounts import Price, PriceBook
 from outlay.money.ledger import Ledger
 from outlay.plan.request import Request
 from outlay.plan.steps import describe
+from outlay.report.label_sources import lines_on_sources
 from outlay.report.receipt import receipt, render_text
 from outlay.report.results import ANY_SIZE, Bounds, Header, Results
 from outlay.storage.files import write_text
@@ -80,6 +81,8 @@ class Status:
     """Command that resumes the study; relative paths count from the folder where it was first given."""
     n_known_by_file: dict[str, int] = field(default_factory=dict)
     """Number of the points that were taken as known, by the file they came from; they count as ``ok`` too."""
+    label_lines: tuple[str, ...] = ()
+    """Who gave the labels so far that are no replayed ones, a line each."""
 
     @property
     def is_done(self) -> bool:
@@ -240,7 +243,8 @@ def status_of(folder: Path) -> Status:
             cash += ledger.balance(cell.run).total_cash_micros
             held += [] if ended or status == "waiting" else _held(ledger, folder, cell.run, cell.label)
     again = index.again(folder)
-    return Status(index.header, dict(counts), tuple(held), tuple(reasons), usd_of(cash), again, dict(files))
+    sources = tuple(lines_on_sources(points.values()))
+    return Status(index.header, dict(counts), tuple(held), tuple(reasons), usd_of(cash), again, dict(files), sources)
 
 
 def _held(ledger: Ledger, folder: Path, run: str, label: str) -> list[HeldCell]:
