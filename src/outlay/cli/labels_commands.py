@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,11 @@ from outlay.cli.terminal import console, echo, print_json
 
 if TYPE_CHECKING:
     from outlay.engine.label_trial import Trial, TrialResult, TrialRows
+    from outlay.engine.open_orders import OpenOrder
+    from outlay.labels.purchases import PurchaseLog
+    from outlay.money.ledger import Ledger
     from outlay.plan.request import SellerSpec
+    from outlay.storage.store import Store
     from outlay.tasks.task import Task
 
 labels_app = typer.Typer(no_args_is_help=True)
@@ -113,3 +118,94 @@ def _run(trials: list[Trial], drawn: TrialRows, budget: str, *, quiet: bool) -> 
             results.append(trial.run(Allowance(left / (len(trials) - i)), tell))
             left = max(left - results[-1].usd, left * 0)
     return results
+
+
+@labels_app.command("verify")
+def verify(folders: Folders = None, store: StoreOption = None, as_json: Json = False) -> None:
+    """Work out every bill again, from the bytes that came and the prices of their orders; exit 1 where one differs."""
+    from outlay.engine.label_audit import Audit, audit_ledger, audit_log
+
+    audit = Audit()
+    for opened in _opened(folders or [], store):
+        audit_log(opened.log, opened.store.root / "asked", audit, opened.payers)
+        if opened.ledger is not None:
+            audit_ledger(opened.ledger, opened.store, opened.log, audit)
+    if as_json:
+        print_json(
+            {
+                "ok": audit.is_ok,
+                "n_orders": audit.n_orders,
+                "n_rows": audit.n_rows,
+                "usd": float(audit.usd),
+                "n_entries": audit.n_entries,
+                "differences": audit.differences,
+                "notes": audit.notes,
+            }
+        )
+    else:
+        for line in audit.lines():
+            echo(line, err=line.startswith("DIFFERS"))
+    if not audit.is_ok:
+        raise typer.Exit(1)
+
+
+@labels_app.command("status")
+def status(folders: Folders = None, store: StoreOption = None, as_json: Json = False) -> None:
+    """Print the labels on order: what is in, what is missing, and where people find their files."""
+    from outlay.engine.open_orders import open_orders
+
+    found = [order for opened in _opened(folders or [], store) for order in open_orders(opened.log, opened.payers)]
+    if as_json:
+        print_json([_document(order) for order in found])
+        return
+    for order in found:
+        echo("\n".join(order.lines()))
+    if not found:
+        echo("nothing is on order")
+
+
+def _document(order: OpenOrder) -> dict[str, Any]:
+    state = order.state
+    return {
+        "order": order.order,
+        "who": order.who,
+        "run": order.run,
+        "n_rows": order.n_rows,
+        "n_in": order.n_in,
+        "folder": None if order.folder is None else str(order.folder),
+        "n_labels": None if state is None else state.n_labels,
+        "n_refused": None if state is None else state.n_refused,
+        "progress": [] if state is None else list(state.progress),
+        "waits_for": None if state is None else state.waits_for,
+    }
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A store with its purchases, and a ledger with the names that its runs pay under; all of the store without a ledger."""
+
+    store: Store
+    log: PurchaseLog
+    ledger: Ledger | None = None
+    payers: tuple[str, ...] | None = None
+
+
+def _opened(folders: list[Path], location: str | None) -> list[_Opened]:
+    """Open results folders, or the store where none is named.
+
+    Raises:
+        MissingData: a folder holds no results.
+    """
+    from outlay.labels.purchases import PurchaseLog
+    from outlay.study.runner import reopen_study
+
+    if not folders:
+        kept = open_store(location)
+        return [_Opened(kept, PurchaseLog(kept.root / "bought"))]
+    found = []
+    for folder in folders:
+        runner = reopen_study(folder, None if location is None else open_store(location))
+        runs = runner.ledger.run_ids() if runner.ledger.is_begun else []
+        payers = tuple(runner.results.payer(run) for run in runs)
+        found.append(_Opened(runner.store, runner.results.book, runner.ledger if runs else None, payers))
+    return found
