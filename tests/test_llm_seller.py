@@ -350,7 +350,7 @@ def test_an_endpoint_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
     class Moved(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             self.send_response(307)
             self.send_header("Location", "http://127.0.0.1:9/elsewhere")
