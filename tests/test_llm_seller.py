@@ -435,11 +435,17 @@ def test_a_quote_bounds_whatever_way_is_found(name: WayName, tmp_path: Path) -> 
 
 
 def test_a_key_that_is_not_set_is_told_when_something_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seller = llm("http://127.0.0.1:9/v1", tmp_path)
+    seller = llm("https://models.example/v1", tmp_path)
     monkeypatch.delenv(KEY_VARIABLE)
     assert seller.quote([row(0)]).charge_micros > 0
     with pytest.raises(SellerError, match=f"environment variable {KEY_VARIABLE} holds no API key"):
         bought(seller, order(1))
+
+
+def test_a_server_of_this_machine_needs_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY_VARIABLE)
+    with cashier(keywords=KEYWORDS) as till:
+        assert bought(llm(till.base_url, tmp_path), order(2)).labels
 
 
 # --- the key ------------------------------------------------------------------------------------------------------------
