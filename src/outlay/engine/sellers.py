@@ -217,8 +217,9 @@ def chosen_sellers(
     people = known.get(HUMAN)
     if people is not None and people.kind == REPLAY and not has_gold and HUMAN in policy.sellers:
         raise UsageError(
-            f"strategy {policy.name} buys labels of people, who replay those of train rows, and task {task.name} has none there; "
-            f"name people of another kind, such as `sellers: {{{PEOPLE}: {{kind: files}}}}`, or choose another strategy"
+            f"strategy {policy.name} buys labels of people, who replay gold labels, and `data.train` of task {task.name} has no "
+            f"`target`; give it the column of the labels, or name people of another kind (`sellers: {{{PEOPLE}: {{kind: files}}}}`), "
+            "or choose another strategy"
         )
     needed = {*policy.sellers}
     needed |= {seller_name(task.eval_seller)} if "bought" in (dev, task.test) else set()

@@ -11,6 +11,8 @@ STRATEGY_WORDS = {
     "general_distill": "as annotate, for a student that was distilled before, on general text",
     "llm_annotate": "as annotate, with labels of an LLM",
     "mix": "N labels of people, then labels of an LLM",
+    "llm_teach": "as llm_annotate, and the student learns the LLM's probabilities, where it gives some",
+    "llm_distill": "as distill, with a teacher that learns from labels of an LLM",
 }
 """What each strategy of `outlay.plan.strategies` spends a budget on, by its name."""
 
@@ -18,6 +20,8 @@ NEEDS = {
     "general_distill": ("--general-student",),
     "llm_annotate": ("--llm-error-rate",),
     "mix": ("--n-initial", "--llm-error-rate"),
+    "llm_teach": ("--llm-error-rate",),
+    "llm_distill": ("--llm-error-rate",),
 }
 """Options of the command line that a strategy reads beside those of all."""
 
