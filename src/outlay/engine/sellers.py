@@ -218,7 +218,7 @@ def chosen_sellers(
     if people is not None and people.kind == REPLAY and not has_gold and HUMAN in policy.sellers:
         raise UsageError(
             f"strategy {policy.name} buys labels of people, who replay gold labels, and `data.train` of task {task.name} has no "
-            f"`target`; give it the column of the labels, or name people of another kind (`sellers: {{{PEOPLE}: {{kind: files}}}}`), "
+            f"`target`; give it the column of the labels, name people of another kind (`sellers: {{{PEOPLE}: {{kind: files}}}}`), "
             "or choose another strategy"
         )
     needed = {*policy.sellers}
