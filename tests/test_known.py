@@ -79,7 +79,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     root = tmp_path_factory.mktemp("known")
-    world = World(root)
+    world = World(root, n_pool=20, n_layers=2)
     write_toy_study(root / "toy.yaml", STUDY, world.checkpoint, {"cpu": 1, "other": 2}, most_usd=3, n_seeds=2)
     with pytest.MonkeyPatch.context() as patch:
         study_in_this_process(patch)

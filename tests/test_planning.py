@@ -469,6 +469,7 @@ def test_a_thousand_points_plan_in_seconds(tmp_path: Path, monkeypatch: pytest.M
     assert seconds < 10, seconds
 
 
+@pytest.mark.bench
 def test_the_bench_runs_through(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(plan_study, "N_BLOCKS", 1)
     monkeypatch.setattr(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -25,7 +26,7 @@ from outlay.plan.context import Offer, RunningCosts
 from outlay.plan.quotes import Quoter
 from outlay.plan.request import SellerSpec
 from outlay.plan.steps import Buy, Distil, Recipe, Train
-from outlay.plan.strategies import NotAvailable, strategy
+from outlay.plan.strategies import N_TRIED, NotAvailable, StrategyOutcome, decided, strategy
 from outlay.storage.store import canonical_json
 from outlay.tasks.example import Example
 from tests.knowledge import known
@@ -41,12 +42,12 @@ REFUSED = 11
 
 @dataclass
 class TokenSeller:
-    """A seller paid by the letter, ``factor`` times what is expected; ``asked`` is its far side: every row it ever answered."""
+    """A seller paid by the letter, ``later`` times what is expected after the first answers; ``asked``: every row it answered."""
 
     gold: Mapping[str, str]
     asked: list[str]
     labels: tuple[str, ...]
-    factor: Fraction = Fraction(1)
+    later: Fraction = Fraction(1)
     price: Price = PRICE
     order_rows: int | None = None
     is_deterministic: bool = False
@@ -70,7 +71,7 @@ class TokenSeller:
             raise UnknownOrder(order.id)
         results, answers = [], []
         for row in order.examples:
-            cost = self.factor * len(row.text) * EXPECTED
+            cost = (self.later if len(self.asked) >= N_TRIED else 1) * len(row.text) * EXPECTED
             if not allowance.take(2 * len(row.text) * EXPECTED):
                 break
             allowance.give_back(2 * len(row.text) * EXPECTED - cost)
@@ -100,7 +101,7 @@ class Hired:
     workbench: RunBuilder
     asked: list[str]
     shown: list[tuple[str, str]]
-    factor: Fraction = Fraction(1)
+    later: Fraction = Fraction(1)
 
     def prepared(self, **changes: object) -> PreparedRun:
         model: dict[str, Any] = {"model": "made-up", "examples": "none"}
@@ -124,16 +125,21 @@ def hired(world: World, monkeypatch: pytest.MonkeyPatch) -> Hired:
         gold = {row.id: str(row.label) for row in rows}
         if examples and asked != Path("asked"):  # not to plan, but to buy
             found.shown[:] = [(row.id, str(row.label)) for row in examples]
-        return TokenSeller(gold, found.asked, task.labels, found.factor, orders=orders)
+        return TokenSeller(gold, found.asked, task.labels, found.later, orders=orders)
 
     monkeypatch.setattr(sellers, "llm_seller", seller)
     return found
 
 
-def purchase(prepared: PreparedRun) -> Buy:
-    found = strategy(prepared.request.strategy).ask(prepared.context, [])
+def purchases(prepared: PreparedRun) -> list[Buy]:
+    """The purchases of a run of the model's labels: those that show what it costs, and the others."""
+    found = decided(strategy(prepared.request.strategy), prepared.context)
     assert isinstance(found, Recipe), found
-    return next(step for step in found.steps() if isinstance(step, Buy) and step.seller == "llm")
+    return [step for step in found.steps() if isinstance(step, Buy) and step.seller == "llm"]
+
+
+def n_planned(prepared: PreparedRun) -> int:
+    return sum(buy.n for buy in purchases(prepared))
 
 
 def executed(one: Runner, hired: Hired, prepared: PreparedRun) -> Point:
@@ -152,49 +158,49 @@ def labels_charge(one: Runner, prepared: PreparedRun) -> tuple[int, int]:
 
 def test_as_many_rows_are_planned_as_are_expected_to_be_paid(hired: Hired) -> None:
     prepared = hired.prepared()
-    buy, rows = purchase(prepared), prepared.train
-    quoter = Quoter(prepared.context)
-    expected = sum(len(row.text) for row in rows[: buy.n]) * EXPECTED
-    assert quoter.quote(buy).charge_micros == math.ceil(expected * 1_000_000)
-    assert quoter.most(buy).charge_micros == math.ceil(2 * expected * 1_000_000)
-    longer = sum(len(row.text) for row in rows[: buy.n + 1]) * EXPECTED
-    assert expected * 1_000_000 < 4_000_000 < (longer + Fraction("0.01")) * 1_000_000
-    assert 0 < buy.n < len(rows)
+    (first, rest), rows = purchases(prepared), prepared.train
+    assert (first.start, first.n, rest.start) == (0, N_TRIED, N_TRIED)
+    quoter, n = Quoter(prepared.context), first.n + rest.n
+    expected = sum(len(row.text) for row in rows[N_TRIED:n]) * EXPECTED
+    assert quoter.quote(rest).charge_micros == math.ceil(expected * 1_000_000)
+    assert quoter.most(rest).charge_micros == math.ceil(2 * expected * 1_000_000)
+    cheap, dear = (sum(len(row.text) for row in rows[:each]) * EXPECTED for each in (n, n + 1))
+    assert cheap * 1_000_000 < 4_000_000 < (dear + Fraction("0.01")) * 1_000_000
+    assert 0 < n < len(rows)
 
 
 def test_a_purchase_is_charged_what_its_rows_cost_and_trains_on_the_labels_that_came(
     hired: Hired, tmp_path: Path
 ) -> None:
     one, prepared = runner(tmp_path / "out", tmp_path / "store"), hired.prepared(budget_micros=20_000_000)
-    buy = purchase(prepared)
-    assert buy.n == len(prepared.train), "the budget reaches for all rows at their dearest"
+    ordered = prepared.train
+    assert n_planned(prepared) == len(ordered), "the budget reaches for all rows at their dearest"
     point = executed(one, hired, prepared)
-    ordered = prepared.train[: buy.n]
     refused = [row for row in ordered if int(row.id[:8], 16) % REFUSED == 0]
-    assert 0 < len(refused) < buy.n
+    assert 0 < len(refused) < len(ordered)
     assert hired.asked == [row.id for row in ordered]
-    cost = math.ceil(sum(len(row.text) for row in ordered) * EXPECTED * 1_000_000)
+    cost = sum(len(row.text) for row in ordered) * EXPECTED * 1_000_000
     assert labels_charge(one, prepared) == (cost, cost)
-    assert point.result.n_llm_labels == buy.n - len(refused)
-    assert any(f"{buy.n - len(refused):,} labels, {len(refused)} refused" in note for note in point.result.notes)
+    assert point.result.n_llm_labels == len(ordered) - len(refused)
+    assert sum(int(n) for note in point.result.notes for n in re.findall(r"(\d+) refused", note)) == len(refused)
     bought = bought_rows(tmp_path / "store")
     assert sorted(bought) == sorted({row.id for row in ordered} - {row.id for row in refused})
 
 
 def test_labels_that_cost_more_than_expected_are_fewer_and_no_budget_is_exceeded(hired: Hired, tmp_path: Path) -> None:
-    hired.factor = Fraction(2)
+    hired.later = Fraction(2)
     one, prepared = runner(tmp_path / "out", tmp_path / "store"), hired.prepared()
-    buy = purchase(prepared)
+    planned = n_planned(prepared)
     point = executed(one, hired, prepared)
     assert point.result.status == "ok"
-    assert len(hired.asked) < buy.n
+    assert N_TRIED < len(hired.asked) < planned
     assert hired.asked == [row.id for row in prepared.train[: len(hired.asked)]]
     charge, cash = labels_charge(one, prepared)
     assert charge == cash <= 4_000_000
     # One row more was not to be had: it may cost as much as was left.
     assert charge + 2 * 200 * 1_000 > 3_900_000
     (note,) = [note for note in point.result.notes if "beyond the money" in note]
-    assert f"{buy.n - len(hired.asked):,} beyond the money" in note
+    assert f"{planned - len(hired.asked):,} beyond the money" in note
     # The same command again asks nothing, and says the same.
     n_asked = len(hired.asked)
     again = runner(tmp_path / "out", tmp_path / "store")
@@ -228,8 +234,8 @@ def test_answers_are_kept_with_their_probabilities_and_a_student_learns_them(hir
     assert len(hired.asked) == len(set(hired.asked)), "the same labels serve both"
     assert [each.status for each in scores] == ["ok", "ok"]
     assert scores[0].n_llm_labels == scores[1].n_llm_labels
-    (artifact,) = one.store.find("buy")
-    answers = [json.loads(line) for line in (artifact.path / "answers.jsonl").read_text().splitlines()]
+    files = [each.path / "answers.jsonl" for each in one.store.find("buy")]
+    answers = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     assert all(max(each["probabilities"]) == 0.9 == each["confidence"] for each in answers)
     trained = [each for each in one.store.find("train") if each.meta["request"]["parameters"].get("learns")]
     assert len(trained) == 1
@@ -246,8 +252,8 @@ def test_a_teacher_learns_from_a_language_model_and_speaks_on_the_pool(hired: Hi
 def test_a_language_model_is_shown_labels_that_people_gave_first(hired: Hired, tmp_path: Path) -> None:
     one = runner(tmp_path / "out", tmp_path / "store")
     prepared = hired.prepared(llm={"examples": "fixed", "n_examples": 6}, budget_micros=6_000_000)
-    buy = purchase(prepared)
-    assert (buy.start, [each.n for each in buy.examples]) == (6, [6])
+    first, rest = purchases(prepared)
+    assert [(each.start, [shown.n for shown in each.examples]) for each in (first, rest)] == [(6, [6]), (26, [6])]
     point = executed(one, hired, prepared)
     assert hired.shown == [(row.id, row.label) for row in prepared.train[:6]]
     assert not {row.id for row in prepared.train[:6]} & set(hired.asked)
@@ -264,7 +270,7 @@ def offered(n_examples: int = 0) -> Offer:
 
 def asked(name: str, offer: Offer, **changes: Any) -> Recipe | NotAvailable:
     knows = known(changes.pop("budget", 9_000_000), strategy=name, **changes)
-    found = strategy(name).ask(replace(knows, offers={**knows.offers, "llm": offer}), [])
+    found = decided(strategy(name), replace(knows, offers={**knows.offers, "llm": offer}))
     assert found is not None
     return found
 
@@ -274,10 +280,12 @@ def test_examples_are_bought_of_people_first(name: str) -> None:
     found = asked(name, offered(16), n_initial=40 if name == "llm_distill" else None)
     assert isinstance(found, Recipe)
     train = next(step for step in found.steps() if isinstance(step, Train))
-    first, rest = train.labels
+    first, *rests = train.labels
     assert (first.seller, first.start, first.n) == ("human", 0, 16)
-    assert (rest.seller, rest.start, rest.examples) == ("llm", 16, (first,))
-    assert rest.series != replace(rest, examples=()).series
+    assert rests[0].start == 16
+    for rest in rests:
+        assert (rest.seller, rest.examples) == ("llm", (first,))
+        assert rest.series != replace(rest, examples=()).series
     assert first in found.steps()
     assert any(isinstance(step, Distil) for step in found.steps()) == (name == "llm_distill")
 
@@ -296,3 +304,39 @@ def test_without_examples_the_key_of_a_purchase_is_what_it_was() -> None:
     plain = Buy("train", 5, 0, "digest", "seller")
     assert plain.inputs == ()
     assert "inputs" not in plain.parameters()
+
+
+def test_the_first_labels_show_what_the_others_cost() -> None:
+    """Where the first twenty cost half of what was expected, twice as many are bought of what is left."""
+    knows = known(2_000_000, strategy="llm_annotate", dev="given")
+    knows = replace(knows, offers={**knows.offers, "llm": offered()})
+    policy = strategy("llm_annotate")
+    trial = policy.ask(knows, [])
+    assert isinstance(trial, Recipe)
+    assert isinstance(trial.final, Buy)
+    assert (trial.final.n, trial.final.start, trial.is_trial, trial.steps()) == (20, 0, True, [trial.final])
+
+    def bought(share: Fraction) -> int:
+        charge = int(Quoter(knows).quote(trial.final).charge_micros * share)  # type: ignore[union-attr, arg-type]
+        outcome = StrategyOutcome(trial, None, charge, {trial.final.key: charge})  # type: ignore[union-attr]
+        found = policy.ask(knows, [outcome])
+        assert isinstance(found, Recipe)
+        train = next(step for step in found.steps() if isinstance(step, Train))
+        assert train.labels[0] == trial.final  # type: ignore[union-attr]
+        assert train.labels[1].start == 20
+        assert policy.ask(knows, [outcome, StrategyOutcome(found, None, charge)]) is None
+        return train.n_labels
+
+    as_expected = bought(Fraction(1))
+    assert bought(Fraction(1, 2)) > 1.3 * as_expected
+    assert bought(Fraction(2)) < 0.75 * as_expected
+    plan = decided(policy, knows)
+    assert isinstance(plan, Recipe)
+    assert next(step for step in plan.steps() if isinstance(step, Train)).n_labels == as_expected
+
+
+@pytest.mark.parametrize("dev", ["carved", "given"])
+def test_a_seller_is_not_tried_for_a_few_labels_nor_where_dev_rows_are_carved_from_the_first(dev: str) -> None:
+    found = asked("llm_annotate", offered(), dev=dev, budget=300_000 if dev == "given" else 2_000_000)
+    assert isinstance(found, Recipe)
+    assert len(next(step for step in found.steps() if isinstance(step, Train)).labels) == 1

@@ -72,6 +72,27 @@ class Offer:
         """Return the quantity that rows ``start`` to ``stop`` of a split are billed for at most."""
         return self._sum(split, start, stop, lambda costs: costs.most)
 
+    @property
+    def typical(self) -> Fraction:
+        """Quantity that a label is expected to be billed for, on average."""
+        costs = self.costs.get("train")
+        if costs is None or len(costs.expected) < 2:
+            return Fraction(self.redundancy)
+        return costs.expected[-1] / (len(costs.expected) - 1)
+
+    @property
+    def is_estimate(self) -> bool:
+        """True where labels may cost more or less than is expected of them."""
+        return any(costs.expected[-1] != costs.most[-1] for costs in self.costs.values())
+
+    def scaled(self, share: Fraction) -> Offer:
+        """Return the terms with so many times the expected costs, and no more than the most."""
+        costs = {
+            split: RunningCosts([min(a * share, b) for a, b in zip(each.expected, each.most, strict=True)], each.most)
+            for split, each in self.costs.items()
+        }
+        return replace(self, costs=costs)
+
     def _sum(self, split: str, start: int, stop: int, sums: Callable[[RunningCosts], Sequence[Fraction]]) -> Fraction:
         if (costs := self.costs.get(split)) is None:
             return Fraction((stop - start) * self.redundancy)
@@ -149,6 +170,10 @@ class PlanningContext:
                 f"strategy {self.request.strategy} buys labels of seller {seller!r}, and the request names {sold}; name it too"
             )
         return self.offers[seller]
+
+    def priced(self, seller: str, offer: Offer) -> PlanningContext:
+        """Return this context with other terms of a seller, and a memo of its own."""
+        return replace(self, offers={**self.offers, seller: offer})
 
     memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
     """Cache of steps and quotes, shared by contexts that differ in budget, N and limit on labels alone."""

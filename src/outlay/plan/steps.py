@@ -360,18 +360,25 @@ class Recipe:
     """One proposal of a strategy: its last step, and the derivation of its numbers, as lines for the receipt.
 
     A recipe that ends in a training is a pilot: its model is scored on dev and never sees the test split, so that a strategy can
-    try before it decides. The test split belongs to the recipe that a strategy decides for, which ends in a `Score`.
+    try before it decides. The test split belongs to the recipe that a strategy decides for, which ends in a `Score`. A recipe
+    that ends in a purchase is a trial of its seller: what its labels cost.
     """
 
-    final: Score | Train | Distil
+    final: Score | Train | Distil | Buy
     derivation: tuple[str, ...]
     teacher_score: Score | None = None
     """Scores of the teacher on the test split, which the report tells; no strategy sees them, and they are not charged."""
 
     @property
     def model(self) -> Train | Distil:
-        """Training of the recipe's model."""
+        """Training of the recipe's model; a trial of a seller has none."""
+        assert not isinstance(self.final, Buy)
         return self.final.model if isinstance(self.final, Score) else self.final
+
+    @property
+    def is_trial(self) -> bool:
+        """True where labels are bought and nothing is trained."""
+        return isinstance(self.final, Buy)
 
     @property
     def is_pilot(self) -> bool:

@@ -6,13 +6,14 @@ strategies here propose one recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import ClassVar, Literal, Protocol
 
 from outlay.errors import UnknownStrategy, UsageError
 from outlay.money.amounts import format_usd
-from outlay.plan.context import PlanningContext
+from outlay.plan.context import Offer, PlanningContext
 from outlay.plan.labels_left import lines_on_used_up
 from outlay.plan.quotes import Quoter
 from outlay.plan.recipe_steps import distil_step, score_step, settings_role, teacher_score_step, train_step
@@ -20,6 +21,7 @@ from outlay.plan.request import REPLAY
 from outlay.plan.steps import (
     HUMAN,
     LLM,
+    OF_TRAIN,
     Buy,
     Distil,
     Recipe,
@@ -33,6 +35,9 @@ from outlay.plan.steps import (
 )
 from outlay.spec import Family, Kind
 from outlay.text.legible import did_you_mean
+
+N_TRIED = 20
+"""Labels that show what a seller without fixed prices really costs."""
 
 RIVAL_METHODS = {"rival_majority": "majority", "rival_tfidf": "tfidf", "rival_probe": "probe"}
 """Methods of the rivals, by the names of their strategies."""
@@ -50,12 +55,13 @@ class StrategyOutcome:
     """Result of an earlier recipe: strategies see the dev score only.
 
     ``charge_micros``: charge of every recipe so far, this one included; ``dev_score``: of its model, 0-100,
-    ``None`` without dev rows.
+    ``None`` without dev rows. ``charges``: charges of all steps so far, in micro-dollars, by their keys.
     """
 
     recipe: Recipe
     dev_score: float | None
     charge_micros: int
+    charges: Mapping[str, int] = field(default_factory=dict)
 
 
 Teaching = Literal["teacher", "student"]
@@ -115,9 +121,17 @@ class Annotate:
     taught_by: ClassVar[Teaching | None] = None
 
     def ask(self, context: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
-        """Return the recipe with the most labels such that labels, training and scoring stay within the budget."""
-        if outcomes:
+        """Return the recipe with the most labels such that labels, training and scoring stay within the budget.
+
+        What the labels of a seller without fixed prices cost is tried on the first `N_TRIED` before the others are planned.
+        """
+        if outcomes and not outcomes[-1].recipe.is_trial:
             return None
+        trial = outcomes[-1].recipe.final if outcomes else None
+        tried: tuple[tuple[str, int], ...] = ()
+        if isinstance(trial, Buy):
+            context = context.priced(trial.seller, _offer_after(context, trial, outcomes[-1].charges[trial.key]))
+            tried = ((trial.seller, trial.n),)
         seller, asked = self.sellers[-1], context.request.n_initial
         n_first = asked if len(self.sellers) > 1 else _n_shown(context, seller)
         if n_first is None:
@@ -136,10 +150,14 @@ class Annotate:
         if n_left < n_min:
             return _too_few_rows(context)
 
+        n_tried = sum(n for _, n in tried)
+        n_min = max(n_min, n_tried)
+
         def final(n: int) -> Score:
             first = ((HUMAN, n_first),) if n_first else ()
             role = "teach" if self.teaches else "student"
-            return score_step(context, train_step(context, role, context.student, (*first, (seller, n)), None))
+            rest = ((seller, n - n_tried),) if n > n_tried else ()
+            return score_step(context, train_step(context, role, context.student, (*first, *tried, *rest), None))
 
         quoter = Quoter(context)
         n = _largest(n_min, n_left, lambda n: quoter.total_micros(final(n)) <= context.budget_micros)
@@ -147,6 +165,11 @@ class Annotate:
             first = f"{n_first:,} labels, " if n_first else ""
             bought = f"{n_min:,} {'' if seller == HUMAN else seller_words(seller) + ' '}labels"
             return _unaffordable(context, quoter, final(n_min), f"{first}{bought} and the student's training")
+        if not tried and n > N_TRIED and context.offer(seller).is_estimate and context.request.dev not in OF_TRAIN:
+            step = next(each for each in final(N_TRIED).model.inputs if isinstance(each, Buy) and each.seller == seller)
+            return Recipe(
+                step, (f"{describe(step)} first, to see what they cost: {n:,} are expected to be affordable",)
+            )
         budget, *lines, left = _derive(context, quoter, final(n))
         if self.starts_general:
             lines.insert(0, f"start from {context.student.ref}: free, since it is publicly available: $0.00")
@@ -347,6 +370,22 @@ def _no_examples(context: PlanningContext, name: str, seller: str, n_first: int)
         f"strategy {name}: seller {seller} is shown {n_shown:,} bought labels, and nobody sells them; name people among the "
         "`sellers` of the task, or say `examples: none` of it"
     )
+
+
+def _offer_after(context: PlanningContext, trial: Buy, charge_micros: int) -> Offer:
+    """Return the terms of a seller by what a trial of it was charged."""
+    offer = context.offer(trial.seller)
+    expected = offer.price.cost_micros(offer.expected(trial.split, trial.start, trial.stop))
+    return offer.scaled(Fraction(charge_micros, expected)) if expected else offer
+
+
+def decided(policy: Strategy, context: PlanningContext) -> Recipe | NotAvailable | None:
+    """Return what a strategy asks for first that trains something, if the trials of sellers cost what is expected of them."""
+    outcomes: list[StrategyOutcome] = []
+    while isinstance(found := policy.ask(context, outcomes), Recipe) and isinstance(found.final, Buy):
+        charges = {step.key: Quoter(context).quote(step).charge_micros for step in found.steps()}
+        outcomes.append(StrategyOutcome(found, None, sum(charges.values()), charges))
+    return found
 
 
 def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:

@@ -13,7 +13,7 @@ from threading import Condition, Thread
 from typing import Protocol
 
 from outlay.labels.allowance import Allowance
-from outlay.labels.llm.journal import Journal, silent
+from outlay.labels.llm.journal import Attempt, Journal, silent
 from outlay.labels.llm.limits import Limits
 from outlay.labels.llm.schedule import DEFAULT_FATAL, Due, Fatal, Retries, Schedule, Settled
 from outlay.labels.llm.wire import Exchange, Failed, Question, Received, Reply
@@ -50,7 +50,7 @@ class Clock:
 class Asking:
     """Asks questions of one endpoint for one order, as many at once as ``concurrency`` says.
 
-    ``settle`` says what a received reply is worth. ``tell`` is told of long waits in one line. ``fatal``: errors after which
+    ``appraise`` says what a received reply is worth. ``tell`` is told of long waits in one line. ``fatal``: errors after which
     nothing more leaves.
     """
 
@@ -58,7 +58,7 @@ class Asking:
     journal: Journal
     order: str
     limits: Limits
-    settle: Callable[[Question, Reply], Settled]
+    appraise: Callable[[Attempt, Question, Reply], Settled]
     concurrency: int = 8
     retries: Retries = field(default_factory=Retries)
     tell: Callable[[str], None] = silent
@@ -73,8 +73,8 @@ class Asking:
     ) -> Schedule:
         """Ask until nothing is left, the money has ended or the endpoint refuses; return the schedule with what came of it.
 
-        ``n_received``: replies that the endpoint has given before. ``report`` is called whenever something came; what it raises
-        ends the loop, and is raised once the requests under way have ended.
+        ``n_received``: replies that questions of the order got before. ``report`` is called whenever something came; what it
+        raises ends the loop, and is raised once the requests under way have ended.
 
         Raises:
             SellerError: the endpoint refuses all that it is asked.
@@ -155,7 +155,7 @@ class Asking:
         exchange = self.endpoint.exchange(question, due.key)
         if isinstance(exchange, Received):
             reply = self.journal.receive(attempt, exchange)
-            return exchange, self.settle(question, reply)
+            return exchange, self.appraise(attempt, question, reply)
         if isinstance(exchange, Failed):
             self.journal.fail(attempt, exchange)
         else:

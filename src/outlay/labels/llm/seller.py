@@ -15,7 +15,7 @@ from pathlib import Path
 from outlay.errors import SellerError, UnknownOrder
 from outlay.labels.allowance import Allowance
 from outlay.labels.annotator import Delivery, Order, RowCost, no_report
-from outlay.labels.llm.asking import Clock, Server
+from outlay.labels.llm.asking import Clock
 from outlay.labels.llm.billing import believed_usage
 from outlay.labels.llm.collecting import Collection, Means
 from outlay.labels.llm.journal import journal_path, open_journal, read_journal
@@ -46,7 +46,6 @@ class LlmSeller:
         price: Price that a purchase is settled at, $1 per dollar of tokens; ``None``: the model's.
         count: Tokens of a text, for closer bounds than its bytes.
         calibration: Shares of the bounds that answers used before, see `calibrated`.
-        connect: Opens the endpoint when something is to be asked; ``None``: the one of the options.
         tell: Told of long waits, one line each.
         clock: The time.
 
@@ -65,7 +64,6 @@ class LlmSeller:
         price: Price | None = None,
         count: Callable[[str], int] | None = None,
         calibration: Calibration | None = None,
-        connect: Callable[[], Server] | None = None,
         tell: Callable[[str], None] = _logger.warning,
         clock: Clock | None = None,
     ) -> None:
@@ -77,8 +75,7 @@ class LlmSeller:
         self._price = token_bill(options.model) if price is None else price
         self._calibration = calibration
         self._tell = tell
-        self._endpoint: Server | None = None
-        self._connect = connect or self._open
+        self._endpoint: Endpoint | None = None
         clock = clock or Clock()
         self._means = Means(
             options,
@@ -196,16 +193,13 @@ class LlmSeller:
             finally:
                 self._close()
 
-    def _connected(self) -> Server:
+    def _connected(self) -> Endpoint:
         if self._endpoint is None:
-            self._endpoint = self._connect()
+            options = self.options
+            self._endpoint = Endpoint(options.base_url, options.api_key_env, options.timeout)
         return self._endpoint
 
-    def _open(self) -> Server:
-        options = self.options
-        return Endpoint(options.base_url, options.api_key_env, options.timeout)
-
     def _close(self) -> None:
-        endpoint, self._endpoint = self._endpoint, None
-        if isinstance(endpoint, Endpoint):
-            endpoint.close()
+        if self._endpoint is not None:
+            self._endpoint.close()
+            self._endpoint = None

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from outlay.errors import SellerError
 from outlay.labels.llm.reading import error_of
@@ -123,8 +124,13 @@ class Secret:
         return data.replace(self._text.encode(), b"***") if len(self._text) >= _SHORTEST_SECRET else data
 
 
-def read_key(variable: str | None) -> Secret:
+_THIS_MACHINE = frozenset(("127.0.0.1", "::1", "localhost"))
+
+
+def read_key(variable: str | None, base_url: str) -> Secret:
     """Return the API key in an environment variable; a dash for servers without keys, where none is named.
+
+    A server of this machine is asked without a key where the variable is not set.
 
     Raises:
         SellerError: the variable is not set.
@@ -132,6 +138,8 @@ def read_key(variable: str | None) -> Secret:
     if variable is None:
         return Secret("-")
     key = os.environ.get(variable, "").strip()
+    if not key and urlsplit(base_url).hostname in _THIS_MACHINE:
+        return Secret("-")
     if not key:
         raise SellerError(f"the environment variable {variable} holds no API key; set it: export {variable}=...")
     if not key.isascii() or not key.isprintable():
@@ -151,7 +159,7 @@ class Endpoint:
     def __init__(self, base_url: str, api_key_env: str | None = None, timeout: float = 60.0) -> None:
         self.base_url = base_url.rstrip("/")
         self._timeout = timeout
-        self._key = read_key(api_key_env)
+        self._key = read_key(api_key_env, base_url)
         self._client: OpenAI = _client(self.base_url, self._key, timeout)
 
     def __repr__(self) -> str:
@@ -209,6 +217,10 @@ class Endpoint:
     def _refused(self, status: int, body: bytes, headers: Mapping[str, str]) -> Failed:
         body = self._key.scrub_bytes(body)[:MAX_ERROR_BYTES]
         why = f"status {status}" + (f": {error_of(body)}" if body.strip() else "")
+        if status < 400:
+            why = (
+                f"status {status}: it redirects to {self._key.scrub(_line(headers.get('location', '')))}; give that URL"
+            )
         return Failed(why, status, _code_of(body), body, headers)
 
 
@@ -219,7 +231,12 @@ def _client(base_url: str, key: Secret, timeout: float) -> OpenAI:
         raise SellerError(
             "labels of a language model need the openai library; install it: pip install 'outlay[llm]'"
         ) from error
-    client = openai.OpenAI(api_key=key.reveal(), base_url=base_url, max_retries=0, timeout=timeout)
+    # No redirect is followed: it would carry the rows, and the key, elsewhere. Hence a plain URL never meets a certificate, and
+    # need not wait for the list of all authorities.
+    connections = openai.DefaultHttpxClient(verify=not base_url.startswith("http://"), follow_redirects=False)
+    client = openai.OpenAI(
+        api_key=key.reveal(), base_url=base_url, max_retries=0, timeout=timeout, http_client=connections
+    )
     # The client takes these from the environment, whatever server it speaks to.
     client.organization = client.project = None
     return client
