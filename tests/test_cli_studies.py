@@ -140,7 +140,7 @@ def test_a_worker_of_its_own_comes_to_the_same(place: Place, ran: Ran, tmp_path:
     assert other.code == 0, other.err
     mine, theirs = (read_points(out / "points.json") for out in (place.out, tmp_path / "out"))
     assert [point.result_bytes() for point in theirs] == [point.result_bytes() for point in mine]
-    assert (tmp_path / "out" / "logs" / "worker-1.txt").exists()
+    assert (tmp_path / "out" / "logs" / "worker-0.txt").exists()
 
 
 def test_a_study_has_workers_of_its_own_and_as_many_as_asked(place: Place, tmp_path: Path) -> None:
