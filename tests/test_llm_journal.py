@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from outlay.errors import DiskFull, StoreError
-from outlay.labels.llm.billing import bill_of, paid_by, recompute
+from outlay.labels.llm.billing import Bills, recompute
 from outlay.labels.llm.journal import KILLED, journal_path, open_journal, read_journal
 from outlay.labels.llm.wire import Failed, Received
 from outlay.money.prices.tokens import TokenPrices, TokenUsage
@@ -61,8 +61,8 @@ def test_what_was_sent_and_not_received_is_lost_once(path: Path) -> None:
         with open_journal(path) as journal:
             (attempt,) = journal.attempts("k")
             assert (attempt.state, attempt.why) == ("lost", KILLED)
-            assert bill_of(journal, "order", PRICES) == {"row": WORST + USED}
-            assert paid_by(journal, "order", PRICES) == WORST + USED
+            assert Bills(journal, PRICES).of("order") == {"row": WORST + USED}
+            assert Bills(journal, PRICES).paid_by("order") == WORST + USED
             reply = journal.reply(journal.attempts("m")[0])
             assert reply is not None
             assert (reply.status, reply.body) == (500, b"sorry")
@@ -88,7 +88,7 @@ def test_a_reply_costs_what_usage_says_where_that_can_be_believed(path: Path, us
     with open_journal(path) as journal:
         body = b'{"usage": ' + usage.encode() + b"}"
         journal.receive(journal.send("k", "order", "row", MOST), Received(200, body, 0.1))
-        assert bill_of(journal, "order", PRICES) == {"row": usd}
+        assert Bills(journal, PRICES).of("order") == {"row": usd}
 
 
 @pytest.mark.parametrize("torn", [b"{", b'{"received":"k","n":1', b'{"lost": "k", "n": 1, "why": "\xff'])
@@ -127,9 +127,9 @@ def test_what_others_paid_is_billed_and_not_paid_again(path: Path) -> None:
         journal.receive(journal.send("k", "three", "row", MOST), Received(200, USAGE, 0.1))
     assert path.read_text().count('"used"') == 1
     with open_journal(path) as journal:
-        assert bill_of(journal, "one", PRICES) == {"row": USED}
-        assert bill_of(journal, "two", PRICES) == {"its row": 2 * USED}
-        assert paid_by(journal, "two", PRICES) == USED
+        assert Bills(journal, PRICES).of("one") == {"row": USED}
+        assert Bills(journal, PRICES).of("two") == {"its row": 2 * USED}
+        assert Bills(journal, PRICES).paid_by("two") == USED
 
 
 def test_many_threads_share_a_sync(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from threading import Condition, Thread
 from typing import Protocol
 
 from outlay.labels.allowance import Allowance
-from outlay.labels.llm.journal import Journal, silent
+from outlay.labels.llm.journal import Attempt, Journal, silent
 from outlay.labels.llm.limits import Limits
 from outlay.labels.llm.schedule import DEFAULT_FATAL, Due, Fatal, Retries, Schedule, Settled
 from outlay.labels.llm.wire import Exchange, Failed, Question, Received, Reply
@@ -58,7 +58,7 @@ class Asking:
     journal: Journal
     order: str
     limits: Limits
-    settle: Callable[[Question, Reply], Settled]
+    settle: Callable[[Attempt, Question, Reply], Settled]
     concurrency: int = 8
     retries: Retries = field(default_factory=Retries)
     tell: Callable[[str], None] = silent
@@ -155,7 +155,7 @@ class Asking:
         exchange = self.endpoint.exchange(question, due.key)
         if isinstance(exchange, Received):
             reply = self.journal.receive(attempt, exchange)
-            return exchange, self.settle(question, reply)
+            return exchange, self.settle(attempt, question, reply)
         if isinstance(exchange, Failed):
             self.journal.fail(attempt, exchange)
         else:

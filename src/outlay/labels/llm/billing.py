@@ -21,40 +21,53 @@ def believed_usage(body: bytes, most: TokenUsage, prices: TokenPrices) -> TokenU
     return None if usage is None or prices.cost(usage) > prices.most(most) else usage
 
 
-def reply_cost(body: bytes, most: TokenUsage, prices: TokenPrices) -> Fraction:
-    """Return the dollars that a reply is billed."""
-    usage = believed_usage(body, most, prices)
-    return prices.most(most) if usage is None else prices.cost(usage)
+class Bills:
+    """The bills of the orders of a journal; what an attempt costs is worked out once."""
 
+    def __init__(self, journal: Journal, prices: TokenPrices) -> None:
+        self._journal = journal
+        self._prices = prices
+        self._costs: dict[tuple[str, int], Fraction] = {}
 
-def attempt_cost(journal: Journal, attempt: Attempt, prices: TokenPrices) -> Fraction:
-    """Return the dollars that an attempt is billed."""
-    if attempt.state == "failed":
-        return Fraction(0)
-    most = TokenUsage(**attempt.most)
-    reply = journal.reply(attempt) if attempt.state == "received" else None
-    return prices.most(most) if reply is None else reply_cost(reply.body, most, prices)
+    def note(self, attempt: Attempt, usd: Fraction) -> None:
+        """Keep the cost of an attempt that just ended."""
+        self._costs[attempt.key, attempt.number] = usd
 
+    def cost(self, attempt: Attempt) -> Fraction:
+        """Return the dollars that an attempt is billed."""
+        found = self._costs.get((attempt.key, attempt.number))
+        if found is None:
+            found = self._cost(attempt)
+            if attempt.state != "sent":
+                self.note(attempt, found)
+        return found
 
-def bill_of(journal: Journal, order: str, prices: TokenPrices) -> dict[str, Fraction]:
-    """Return the dollars that each row of an order is billed, with what it took over from others."""
-    bill: dict[str, Fraction] = {}
-    for row, attempt in journal.bill(order):
-        bill[row] = bill.get(row, Fraction(0)) + attempt_cost(journal, attempt, prices)
-    return bill
+    def of(self, order: str) -> dict[str, Fraction]:
+        """Return the dollars that each row of an order is billed, with what it took over from others; a row without is free."""
+        bill: dict[str, Fraction] = {}
+        for row, attempt in self._journal.bill(order):
+            bill[row] = bill.get(row, Fraction(0)) + self.cost(attempt)
+        return bill
 
+    def paid_by(self, order: str) -> Fraction:
+        """Return the dollars that an order itself paid."""
+        own = [attempt for _, attempt in self._journal.bill(order) if attempt.order == order]
+        return sum(map(self.cost, own), Fraction(0))
 
-def paid_by(journal: Journal, order: str, prices: TokenPrices) -> Fraction:
-    """Return the dollars that an order itself paid."""
-    own = [attempt for _, attempt in journal.bill(order) if attempt.order == order]
-    return sum((attempt_cost(journal, attempt, prices) for attempt in own), Fraction(0))
+    def _cost(self, attempt: Attempt) -> Fraction:
+        if attempt.state == "failed":
+            return Fraction(0)
+        most = TokenUsage(**attempt.most)
+        reply = self._journal.reply(attempt) if attempt.state == "received" else None
+        usage = None if reply is None else believed_usage(reply.body, most, self._prices)
+        return self._prices.most(most) if usage is None else self._prices.cost(usage)
 
 
 def recompute(path: Path, order: str, prices: TokenPrices) -> Mapping[str, Fraction]:
-    """Return the bill of an order from the bytes of its journal alone, dollars by row.
+    """Return the bill of an order from the bytes of its journal alone, dollars by row; a row without one cost nothing.
 
     Raises:
         StoreError: there is no such journal, or it is damaged.
     """
     with read_journal(path) as journal:
-        return bill_of(journal, order, prices)
+        return Bills(journal, prices).of(order)

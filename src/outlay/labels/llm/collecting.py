@@ -12,7 +12,7 @@ from outlay.errors import SellerError
 from outlay.labels.allowance import Allowance
 from outlay.labels.annotator import Answer, Delivery, Order, RowResult
 from outlay.labels.llm.asking import Asking, Clock, Server
-from outlay.labels.llm.billing import attempt_cost, believed_usage, bill_of, paid_by
+from outlay.labels.llm.billing import Bills, believed_usage
 from outlay.labels.llm.bodies import PATHS, Way
 from outlay.labels.llm.journal import Attempt, Journal
 from outlay.labels.llm.limits import Limits
@@ -83,16 +83,17 @@ class Collection:
     journal: Journal
     order: Order
     allowance: Allowance
-    _sources: dict[str, str] = field(default_factory=dict)
     _way: Way | None = None
     _n_probes: int = 0
 
     def __post_init__(self) -> None:
+        self._bills = Bills(self.journal, self.means.prices)
+        self._readings: dict[tuple[str, int], Reading] = {}
         self._sources = {example.id: example.text for example in self.order.examples}
 
     def collected(self, report: Callable[[int], None]) -> Delivery:
         """Ask what is missing, as far as the allowance reaches, and return all that came."""
-        spent = sum(bill_of(self.journal, self.order.id, self.means.prices).values(), Fraction(0))
+        spent = sum(self._bills.of(self.order.id).values(), Fraction(0))
         is_covered = self.allowance.take(spent)
         if not is_covered:
             self.allowance.take(self.allowance.left)
@@ -134,8 +135,8 @@ class Collection:
                 self._n_probes += 1
                 due = Due(key, question, means.prices.most(question.most))
 
-                def settle(asked: Question, reply: Reply, probe: Probe = step) -> Settled:
-                    return self._settled(asked, reply, None if _tells(probe, reply) else UNCLEAR)
+                def settle(attempt: Attempt, asked: Question, reply: Reply, probe: Probe = step) -> Settled:
+                    return self._settled(attempt, asked, reply, None if _tells(probe, reply) else UNCLEAR)
 
                 self._asking(settle, PROBE_FATAL).ask([due], self.allowance, 0, lambda _: None)
                 reply = self._probe_reply(step, key, skipped)
@@ -165,7 +166,7 @@ class Collection:
             questions = self.means.questioner.ask(way, example)
             keys = [question.key(self.means.url) for question in questions]
             others = [each for key in keys for each in self.journal.untaken(self.order.id, key)]
-            cost = sum((attempt_cost(self.journal, each, self.means.prices) for each in others), Fraction(0))
+            cost = sum(map(self._bills.cost, others), Fraction(0))
             if not self.allowance.take(cost):
                 break
             taken |= dict.fromkeys((each.key for each in others), example.id)
@@ -175,7 +176,7 @@ class Collection:
 
     def _known(self, question: Question, key: str) -> _Known:
         n_unreadable, problem, declined = 0, None, False
-        for _, reading in self._readings(question, key):
+        for _, reading in self._read_all(question, key):
             if reading.label is not None:
                 return _Known(question, key, reading=reading)
             n_unreadable, problem, declined = n_unreadable + 1, reading.problem, declined or reading.declined
@@ -183,17 +184,20 @@ class Collection:
             return _Known(question, key, refused=problem)
         return _Known(question, key, None, self.journal.refusal(self.order.id, key), n_unreadable)
 
-    def _readings(self, question: Question, key: str) -> list[tuple[Attempt, Reading]]:
-        found = []
-        for attempt in self.journal.attempts(key):
-            reply = self.journal.reply(attempt) if attempt.state == "received" else None
-            if reply is not None:
-                found.append((attempt, self._read(question, reply)))
-        return found
+    def _read_all(self, question: Question, key: str) -> list[tuple[Attempt, Reading]]:
+        received = [each for each in self.journal.attempts(key) if each.state == "received"]
+        return [(attempt, self._read(attempt, question)) for attempt in received]
 
-    def _read(self, question: Question, reply: Reply) -> Reading:
-        assert self._way is not None
-        return read_answer(self._way, self.means.questioner.guideline, reply.body, self._sources[question.row])
+    def _read(self, attempt: Attempt, question: Question, reply: Reply | None = None) -> Reading:
+        """Return what the reply of an attempt says, read once."""
+        at = attempt.key, attempt.number
+        if at not in self._readings:
+            reply = reply or self.journal.reply(attempt)
+            assert reply is not None
+            assert self._way is not None
+            source = self._sources[question.row]
+            self._readings[at] = read_answer(self._way, self.means.questioner.guideline, reply.body, source)
+        return self._readings[at]
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
@@ -222,7 +226,7 @@ class Collection:
         )
         self.journal.refuse(self.order.id, schedule.refused)
 
-    def _asking(self, settle: Callable[[Question, Reply], Settled], fatal: Fatal) -> Asking:
+    def _asking(self, settle: Callable[[Attempt, Question, Reply], Settled], fatal: Fatal) -> Asking:
         means = self.means
         retries = Retries(means.options.retries, means.options.unreadable_retries)
         return Asking(
@@ -239,13 +243,14 @@ class Collection:
             fatal,
         )
 
-    def _answer_settled(self, question: Question, reply: Reply) -> Settled:
-        return self._settled(question, reply, self._read(question, reply))
+    def _answer_settled(self, attempt: Attempt, question: Question, reply: Reply) -> Settled:
+        return self._settled(attempt, question, reply, self._read(attempt, question, reply))
 
-    def _settled(self, question: Question, reply: Reply, reading: Reading | None) -> Settled:
+    def _settled(self, attempt: Attempt, question: Question, reply: Reply, reading: Reading | None) -> Settled:
         prices, most = self.means.prices, question.most
         usage = believed_usage(reply.body, most, prices)
         usd = prices.most(most) if usage is None else prices.cost(usage)
+        self._bills.note(attempt, usd)
         n_tokens = n_of(usage or most)
         if reading is None:
             return Settled(usd, n_tokens)
@@ -254,7 +259,7 @@ class Collection:
     # --- what came ----------------------------------------------------------------------------------------------------
 
     def _delivery(self, rows: Mapping[str, Sequence[_Known]]) -> Delivery:
-        bill = bill_of(self.journal, self.order.id, self.means.prices)
+        bill = self._bills.of(self.order.id)
         results, answers = [], []
         for row in self.order.rows:
             known = [self._known(each.question, each.key) for each in rows.get(row, ())]
@@ -266,12 +271,12 @@ class Collection:
             if label is not None or refused is not None or row in bill:
                 results.append(RowResult(row, label, refused, bill.get(row, Fraction(0))))
             answers += self._answers(known)
-        paid = paid_by(self.journal, self.order.id, self.means.prices) * MICROS_PER_USD
+        paid = self._bills.paid_by(self.order.id) * MICROS_PER_USD
         return Delivery(self.order.id, tuple(results), tuple(answers), -(-paid.numerator // paid.denominator))
 
     def _answers(self, known: Sequence[_Known]) -> list[Answer]:
         """Return the answers to a row, in the order in which they came."""
-        pairs = [pair for each in known for pair in self._readings(each.question, each.key)]
+        pairs = [pair for each in known for pair in self._read_all(each.question, each.key)]
         pairs.sort(key=lambda pair: pair[0].place)
         found = []
         for attempt, reading in pairs:
