@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 LONG_WAIT = 120.0
 """Seconds from which a wait is told."""
-_BUSY = frozenset({408, 409, 425, 429})
+BUSY = frozenset({408, 409, 425, 429})
 N_ALIKE = 5
 """Requests in a row that fail for good before the endpoint, not the rows, counts as the reason."""
 
@@ -195,7 +195,7 @@ class Schedule:
         self.limits.learn(failed.headers, now)
         if failed.code in self.fatal.codes or failed.status in self.fatal.statuses:
             self.stop(SellerError(f"the endpoint refuses: {failed.why}; nothing is lost: put it right, then run again"))
-        elif failed.status is None or failed.status in _BUSY or failed.status >= 500:
+        elif failed.status is None or failed.status in BUSY or failed.status >= 500:
             self._busy(due, failed, now)
         elif self.n_received:
             self._refuse(due, failed.why)

@@ -16,6 +16,7 @@ from outlay.errors import SellerError, UnknownOrder
 from outlay.labels.allowance import Allowance
 from outlay.labels.annotator import Delivery, Order, RowCost, no_report
 from outlay.labels.llm.asking import Clock, Server
+from outlay.labels.llm.batch_wire import BatchEndpoint
 from outlay.labels.llm.billing import believed_usage
 from outlay.labels.llm.collecting import Collection, Means
 from outlay.labels.llm.journal import journal_path, open_journal, read_journal
@@ -23,7 +24,6 @@ from outlay.labels.llm.limits import Limits
 from outlay.labels.llm.options import LlmOptions
 from outlay.labels.llm.prompts import Guideline, Shot
 from outlay.labels.llm.questions import Calibration, Questioner
-from outlay.labels.llm.wire import Endpoint
 from outlay.money.amounts import Price, Quote
 from outlay.money.prices.tokens import TokenPrices, TokenUsage, token_bill
 from outlay.storage.hashing import key_of
@@ -40,13 +40,15 @@ class LlmSeller:
     Args:
         options: The model and how it is asked.
         guideline: What it is told.
-        prices: Prices of its tokens.
+        prices: Prices of its tokens in requests of their own.
         folder: Folder of the journals.
         shots: Labelled rows to choose examples from.
         price: Price that a purchase is settled at, $1 per dollar of tokens; ``None``: the model's.
         count: Tokens of a text, for closer bounds than its bytes.
         calibration: Shares of the bounds that answers used before, see `calibrated`.
         connect: Opens the endpoint when something is to be asked; ``None``: the one of the options.
+        batch_prices: Prices of its tokens in batches; ``None``: the same.
+        poll_seconds: Seconds between two looks at batches; ``None``: `collect` looks once and returns.
         tell: Told of long waits, one line each.
         clock: The time.
 
@@ -66,6 +68,8 @@ class LlmSeller:
         count: Callable[[str], int] | None = None,
         calibration: Calibration | None = None,
         connect: Callable[[], Server] | None = None,
+        batch_prices: TokenPrices | None = None,
+        poll_seconds: float | None = None,
         tell: Callable[[str], None] = _logger.warning,
         clock: Clock | None = None,
     ) -> None:
@@ -77,9 +81,11 @@ class LlmSeller:
         self._price = token_bill(options.model) if price is None else price
         self._calibration = calibration
         self._tell = tell
+        self._poll_seconds = poll_seconds
         self._endpoint: Server | None = None
-        self._connect = connect or self._open
-        clock = clock or Clock()
+        self._batch_endpoint: BatchEndpoint | None = None
+        self._connect = connect or self._connected_batches
+        self._clock = clock = clock or Clock()
         self._means = Means(
             options,
             Questioner(options, guideline, shots, count),
@@ -88,6 +94,8 @@ class LlmSeller:
             self._connected,
             tell,
             clock,
+            self._connected_batches,
+            batch_prices,
         )
 
     def __repr__(self) -> str:
@@ -117,12 +125,13 @@ class LlmSeller:
 
         Lost requests and the probe of the endpoint come on top; the allowance binds them all.
         """
+        prices = self._means.asked_prices
         n, n_most = self.options.samples, self.options.samples * (1 + self.options.unreadable_retries)
         costs = []
         for example in examples:
             bound = self._means.questioner.bound(example)
-            most = self.prices.most(bound)
-            expected = self._means.questioner.expected_usd(bound, self.prices, self._calibration)
+            most = prices.most(bound)
+            expected = self._means.questioner.expected_usd(bound, prices, self._calibration)
             costs.append(RowCost(min(expected, most) * n, most * n_most))
         return costs
 
@@ -131,7 +140,7 @@ class LlmSeller:
         return Quote.of(self._price, sum((cost.most for cost in self.costs(examples)), Fraction(0)))
 
     def identity(self) -> Mapping[str, object]:
-        """Return what decides the labels: not the price, the tier or the speed."""
+        """Return what decides the labels: neither price nor speed; of the tier the ways that ``auto`` may choose."""
         options, settings = self.options, replace(self.options, tier="standard").settings
         has_shots = options.examples != "none"
         return {
@@ -139,7 +148,7 @@ class LlmSeller:
             "version": VERSION,
             "endpoint": options.base_url.rstrip("/"),
             "model": options.model,
-            "way": options.way,
+            "way": " or ".join(options.ways) if options.way == "auto" and options.tier == "batch" else options.way,
             "guideline": self.guideline.to_json(),
             "examples": options.examples,
             "n_examples": options.n_examples if has_shots else 0,
@@ -186,26 +195,37 @@ class LlmSeller:
         unknown = UnknownOrder(f"order {order.id!r} was never submitted; submit it first")
         if not self.path.exists():
             raise unknown
-        with open_journal(self.path, self._tell) as journal:
-            if journal.rows_of(order.id) != key_of(list(order.rows)):
-                raise unknown
-            if not order.rows:
-                return Delivery(order.id, ())
-            try:
-                return Collection(self._means, journal, order, allowance).collected(report)
-            finally:
-                self._close()
+        usd = allowance.left
+        look = Allowance(usd)
+        try:
+            while True:
+                # Every look has the whole allowance: it takes what earlier ones have spent.
+                look = Allowance(usd)
+                with open_journal(self.path, self._tell) as journal:
+                    if journal.rows_of(order.id) != key_of(list(order.rows)):
+                        raise unknown
+                    if not order.rows:
+                        return Delivery(order.id, ())
+                    delivery = Collection(self._means, journal, order, look).collected(report)
+                if delivery.waits_for is None or self._poll_seconds is None:
+                    return delivery
+                self._clock.sleep(self._poll_seconds)
+        finally:
+            allowance.take(usd - look.left)
+            self._close()
 
     def _connected(self) -> Server:
         if self._endpoint is None:
             self._endpoint = self._connect()
         return self._endpoint
 
-    def _open(self) -> Server:
-        options = self.options
-        return Endpoint(options.base_url, options.api_key_env, options.timeout)
+    def _connected_batches(self) -> BatchEndpoint:
+        if self._batch_endpoint is None:
+            options = self.options
+            self._batch_endpoint = BatchEndpoint(options.base_url, options.api_key_env, options.timeout)
+        return self._batch_endpoint
 
     def _close(self) -> None:
-        endpoint, self._endpoint = self._endpoint, None
-        if isinstance(endpoint, Endpoint):
+        endpoint, self._endpoint, self._batch_endpoint = self._batch_endpoint, None, None
+        if endpoint is not None:
             endpoint.close()
