@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from outlay.errors import SellerError
-from outlay.labels.llm.bodies import Way, body_of, most_tokens
+from outlay.labels.llm.bodies import Way, WayName, body_of, most_tokens
 from outlay.labels.llm.examples import Choose, fixed_examples, nearest_examples, no_examples, shuffled_examples
 from outlay.labels.llm.options import LlmOptions
 from outlay.labels.llm.prompts import Guideline, Shot
-from outlay.labels.llm.ways import WAYS_OF, Probe
+from outlay.labels.llm.ways import TOP_LOGPROBS, WAYS_OF, Probe
 from outlay.labels.llm.wire import Question
 from outlay.money.prices.tokens import TokenPrices, TokenUsage
 from outlay.tasks.example import Example
@@ -94,7 +94,7 @@ class Questioner:
         """Return the most tokens of one question about a row, whichever way it will be asked."""
         shots = self._choose(example)
         bounds = [
-            most_tokens(body_of(Way(name), self.guideline, example, shots, self._settings), self._count)
+            most_tokens(body_of(_fullest(name), self.guideline, example, shots, self._settings), self._count)
             for name in self._possible
         ]
         return TokenUsage(input=max(each.input for each in bounds), output=max(each.output for each in bounds))
@@ -110,6 +110,11 @@ class Questioner:
         n_output = min(bound.output, LABEL_TOKENS) if is_label else math.ceil(bound.output / 2)
         n_input = bound.input if self._count is not None else math.ceil(bound.input / BYTES_PER_TOKEN)
         return prices.cost(TokenUsage(input=n_input, output=n_output))
+
+
+def _fullest(name: WayName) -> Way:
+    """Return a way with every field that its bodies may have."""
+    return Way(name, top_logprobs=TOP_LOGPROBS[0] if name == "schema" else 0)
 
 
 def _chooser(options: LlmOptions, shots: Sequence[Shot]) -> Choose:
