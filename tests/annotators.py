@@ -58,12 +58,12 @@ def write_rows(path: Path, rows: list[dict[str, str]], **dialect: str) -> None:
 
 
 def fill_in(path: Path, says: Answers, only: Collection[int] | None = None) -> int:
-    """Fill in a file, or the rows at some places; return how many were answered."""
+    """Fill in a file, or the rows at some places, by the text in the second column; return how many were answered."""
     rows = rows_of(path)
     n = 0
     for place, row in enumerate(rows):
         if only is None or place in only:
-            row["label"] = says(fuse(row["text"]))
+            row["label"] = says(fuse(list(row.values())[1]))
             n += bool(row["label"])
     write_rows(path, rows)
     return n

@@ -455,7 +455,10 @@ class Cashier(HttpServer, Books):
         wants_usage = (body.get("stream_options") or {}).get("include_usage", False)
         sent = {**body, "stream_options": {"include_usage": True}} if body.get("stream") else body
         assert self.settings.upstream is not None
-        status, kind, answer = await post(self.settings.upstream + path, sent, self.settings.upstream_key)
+        try:
+            status, kind, answer = await post(self.settings.upstream + path, sent, self.settings.upstream_key)
+        except (OSError, asyncio.IncompleteReadError) as error:
+            raise Refusal(502, "bad_gateway", f"the server behind does not answer: {error}") from error
         if status != 200:
             return Reply(status, answer, {"Content-Type": kind}), None
         if not body.get("stream"):
@@ -535,7 +538,7 @@ def _usage_of(usage: Mapping[str, Any]) -> Usage:
 
 @contextmanager
 def cashier(settings: Settings | None = None, **changes: Any) -> Iterator[Cashier]:
-    """Run a provider in a thread of this process; ``changes``: settings by name."""
+    """Run a provider in a thread of this process; ``changes``: settings by name. Its own errors are raised at the end."""
     till = Cashier(replace(settings or Settings(), **changes))
     ready = threading.Event()
     stop: list[Callable[[], object]] = []
@@ -568,6 +571,8 @@ def cashier(settings: Settings | None = None, **changes: Any) -> Iterator[Cashie
     finally:
         stop[0]()
         thread.join()
+    if till.failures:
+        raise till.failures[0]
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,8 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--context", type=int, default=8192)
     asked = parser.parse_args()
+    if not asked.model.is_file():
+        parser.error(f"{asked.model} is no file; give a model in GGUF")
 
     try:
         import xllamacpp

@@ -17,7 +17,6 @@ from tests.provider_faults import Manner, error_body
 from tests.scripted_model import key_of
 
 _REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests"}
-_FOREVER_S = 3600.0
 N_PIECES = 8
 """Pieces in which a slow answer comes."""
 
@@ -74,13 +73,17 @@ class Refusal(Exception):
 
 
 class HttpServer:
-    """A server that counts its connections; what it answers is for its heirs to say."""
+    """A server that counts its connections; what it answers is for its heirs to say.
+
+    ``failures``: errors of the server's own, each of which broke off a connection.
+    """
 
     def __init__(self) -> None:
         self.url = ""
         self.connections = self.open_connections = self.most_connections = 0
         self.in_flight = self.most_in_flight = 0
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.failures: list[Exception] = []
 
     @property
     def base_url(self) -> str:
@@ -124,6 +127,8 @@ class HttpServer:
             with suppress(ConnectionError, asyncio.IncompleteReadError):
                 while await self._exchange(number, reader, writer, slow_s):
                     pass
+        except Exception as error:
+            self.failures.append(error)
         finally:
             self.open_connections -= 1
             writer.close()
@@ -184,7 +189,7 @@ class HttpServer:
         writer.write(last)
         await writer.drain()
         if reply.manner in ("stall", "hang"):
-            await asyncio.sleep(_FOREVER_S)
+            await reader.read()  # until the customer has had enough
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

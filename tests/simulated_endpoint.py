@@ -1,4 +1,4 @@
-"""An endpoint that is simulated under a clock of its own: requests under way at once, replies of uncertain length, faults, a bill."""
+"""An endpoint that is simulated under a clock of its own: many requests at once, replies of uncertain length, faults, a bill."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What was skipped and how to have it run, in the last line of a test run; and tests that must not be skipped.
 
-``OUTLAY_TESTS_NEED=browser,llama`` (continuous integration sets it) has a test that needs a browser, or llama.cpp's server, fail
-where there is none.
+``OUTLAY_TESTS_NEED=browser`` (continuous integration sets it) has a test that needs a browser fail where there is none; likewise
+``llama``, for llama.cpp's server.
 """
 
 from __future__ import annotations

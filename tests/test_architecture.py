@@ -97,7 +97,7 @@ LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {}
 
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "marshal", "shelve"}
-HEAVY = ("torch", "transformers", "pydantic", "numpy", "pandas", "altair", "vl_convert", "safetensors", "datasets")
+HEAVY = ("torch", "transformers", "pydantic", "numpy", "pandas", "altair", "vl_convert", "safetensors", "datasets", "openai")
 
 
 @dataclass(frozen=True)
@@ -379,6 +379,7 @@ def test_the_pure_rooms_load_nothing_heavy() -> None:
         "plan.strategies",
         "money.ledger",
         "labels",
+        "labels.llm.seller",
         "report.receipt",
         "report.values",
         "report.seed_means",

@@ -151,7 +151,7 @@ def test_a_purchase_in_dollars_of_tokens_waits_and_is_cancelled_as_one_by_the_la
     by_label = PriceBook.label
     monkeypatch.setattr(PriceBook, "label", lambda book, item: replace(by_label(book, item), unit=DOLLAR_UNIT))
     monkeypatch.setattr(sellers, "Replay", slow_seller(tmp_path / "far"))
-    prepared = annotating(world)
+    prepared = annotating(world.fresh())  # whose builder knows no price yet
     run, holds = prepared.request.run_id, []
     for _ in range(4):
         one = runner(tmp_path / "out", tmp_path / "store")

@@ -160,7 +160,7 @@ def test_many_threads_share_a_sync(path: Path, monkeypatch: pytest.MonkeyPatch) 
             thread.join()
     assert n_syncs < 40  # of 128 lines
     with read_journal(path) as journal:
-        assert journal.n_received == 64
+        assert len(journal.received) == 64
         assert all(journal.attempts(f"{number}-{i}")[0].state == "received" for number in range(16) for i in range(4))
 
 
@@ -187,6 +187,21 @@ def test_a_full_disk_leaves_no_half_line_and_stops_everyone(path: Path, monkeypa
             journal.send("m", "order", "row", MOST)
     with open_journal(path) as journal:
         assert [journal.attempts(key) for key in "lm"] == [(), ()]
+
+
+def test_ctrl_c_in_a_write_leaves_nobody_waiting(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(file: int, data: bytes) -> int:
+        raise KeyboardInterrupt
+
+    with open_journal(path) as journal:
+        monkeypatch.setattr(os, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            journal.accept("order", "rows")
+        monkeypatch.undo()
+        with pytest.raises(StoreError, match="interrupted"):
+            journal.accept("order", "rows")
+    with open_journal(path) as journal:
+        assert journal.rows_of("order") is None
 
 
 def test_another_process_waits_and_says_so(path: Path) -> None:

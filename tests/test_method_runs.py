@@ -31,9 +31,18 @@ DISTILLED: list[tuple[str, str, str, str | Settings, str | Settings]] = [
     ("classes", "seq2seq", "seq2seq", "probe", "probe"),
     pytest.param("classes", "seq2seq", "seq2seq", "full", "tfidf", marks=pytest.mark.slow),
     ("classes", "causal", "encoder", "probe", "probe_then_tune"),
-    pytest.param("classes", "encoder", "causal", "probe", {"method": "probe_then_tune", "pooling": "mean"}, marks=pytest.mark.slow),
+    pytest.param(
+        "classes",
+        "encoder",
+        "causal",
+        "probe",
+        {"method": "probe_then_tune", "pooling": "mean"},
+        marks=pytest.mark.slow,
+    ),
     ("pairs", "encoder", "encoder", "contrastive", "probe"),
-    pytest.param("pairs", "encoder", "encoder", "probe", {"method": "probe_then_tune", "pair": "joined"}, marks=pytest.mark.slow),
+    pytest.param(
+        "pairs", "encoder", "encoder", "probe", {"method": "probe_then_tune", "pair": "joined"}, marks=pytest.mark.slow
+    ),
     ("pairs", "causal", "encoder", "full", {"method": "probe_then_tune", "pair": "towers", "eval_steps": 1}),
     ("entities", "encoder", "encoder", "probe", "probe_then_tune"),
     pytest.param("entities", "encoder", "encoder", "full", "probe", marks=pytest.mark.slow),

@@ -456,7 +456,9 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize(("method", "from_targets"), [("probe_then_tune", True), pytest.param("contrastive", False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("method", "from_targets"), [("probe_then_tune", True), pytest.param("contrastive", False, marks=pytest.mark.slow)]
+)
 def test_killed_again_and_again_it_ends_with_the_bytes_of_an_undisturbed_one(
     small: str, tmp_path: Path, method: str, from_targets: bool, targets: SparseTargets
 ) -> None:

@@ -70,9 +70,7 @@ def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 
 @pytest.fixture(scope="module")
-def all_undisturbed(
-    world: World, undisturbed: list[Point], tmp_path_factory: pytest.TempPathFactory
-) -> list[Point]:
+def all_undisturbed(world: World, undisturbed: list[Point], tmp_path_factory: pytest.TempPathFactory) -> list[Point]:
     return undisturbed + by_themselves(world, whole_grid(world)[len(undisturbed) :], tmp_path_factory)
 
 

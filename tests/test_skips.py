@@ -33,7 +33,9 @@ def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
     """Pytest on those tests, on a machine without a browser."""
     (folder / "test_some.py").write_text(TESTS)
     (folder / "pytest.ini").write_text("[pytest]\naddopts = -q\n")
-    command = [sys.executable, "-m", "pytest", "-p", "tests.skips", *arguments, "--rootdir", str(folder), str(folder)]
+    # A folder of its own: otherwise it would clear away what earlier runs of all tests left, which takes seconds.
+    where = ("--rootdir", str(folder), "--basetemp", str(folder / "base"), str(folder))
+    command = [sys.executable, "-m", "pytest", "-p", "tests.skips", *arguments, *where]
     base = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "OUTLAY_"))}
     done = subprocess.run(
         command,

@@ -224,6 +224,8 @@ def test_general_distillation_is_annotation_from_a_checkpoint_that_is_free() -> 
         "general_distill": (None, True, ("human",)),
         "llm_annotate": (None, False, ("llm",)),
         "mix": (None, False, ("human", "llm")),
+        "llm_teach": (None, False, ("llm",)),
+        "llm_distill": ("teacher", False, ("llm",)),
     }
 
 

@@ -1,4 +1,4 @@
-"""A grid of 20 points a seed like the published Table 2, run for real: what is trained, counted batch by batch, and what is charged.
+"""A grid of 20 points a seed, like the published Table 2, run for real: what is trained, counted by batches, and charged.
 
 How much sharing saves is a matter of the grid. Here, as where compute is cheap beside labels, the larger budgets pay for the
 whole pool, so that one student serves them; where every budget buys another part of the pool, only the teachers are shared.
@@ -128,7 +128,9 @@ def test_every_point_is_there_and_the_larger_budgets_buy_more(study: Conducted) 
 def test_at_most_sixty_percent_of_the_steps_of_separate_runs_are_trained(study: Conducted) -> None:
     trained = study.n_steps.total()
     separate = sum(study.n_steps_of(i) for i in range(len(study.points)))
-    print(f"{trained} optimiser steps for {len(study.points)} points, {separate} in separate runs: {trained / separate:.1%}")
+    print(
+        f"{trained} optimiser steps for {len(study.points)} points, {separate} in separate runs: {trained / separate:.1%}"
+    )
     assert 0 < trained <= 0.6 * separate
     assert (trained, separate) == (study.planned.distinct.n_optimizer_steps, study.planned.separate.n_optimizer_steps)
     assert 1 - trained / separate == study.planned.saved

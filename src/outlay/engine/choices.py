@@ -58,4 +58,8 @@ def dev_choice(task: Task, data: TaskData, dev: str | None, n_dev: int | None) -
         raise UsageError(f"dev {how!r} needs a dev split, and task {task.name} has none; choose carved, folds or none")
     if n_dev is not None and n_dev > len(data.dev):
         raise UsageError(f"{n_dev:,} dev labels asked, the dev split has {len(data.dev):,}; ask for at most that many")
+    if how == "given" and any(row.label is None for row in data.dev):
+        raise UsageError(
+            f"dev 'given' needs labels, and dev rows of task {task.name} have none; choose bought or carved"
+        )
     return how, n_dev

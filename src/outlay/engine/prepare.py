@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 
 from outlay.engine.choices import dev_choice
 from outlay.engine.model_facts import ModelFacts, model_inputs
-from outlay.engine.sellers import Place, chosen_sellers, make_seller, offer_of
+from outlay.engine.sellers import Place, chosen_sellers, make_seller, offer_of, seller_name
 from outlay.errors import OutlayError, UsageError
 from outlay.hardware.precision import AUTO, BF16, remarks, resolve, without_auto
 from outlay.labels.annotator import Annotator
@@ -39,6 +39,9 @@ Value = TypeVar("Value")
 
 _OWN = ("budget_micros", "n_initial", "max_labels")
 """Fields of a request that decide neither rows nor models."""
+
+TEST_SEED = 0
+"""Seed of the test labels that are bought: one for runs of every seed."""
 
 _LATER = (("owned", False), ("group", None), ("folds", None), ("test", "given"), ("eval_seller", "people"))
 """Keys of a task file, with their defaults, that came after tasks had digests."""
@@ -79,8 +82,8 @@ class PreparedRun:
         return model_inputs(self.task, rows, self.context.shapes[ref].family)
 
     def rows_of(self, split: str) -> list[Example]:
-        """Return the rows of a split whose labels can be bought, ``train`` or ``dev``."""
-        return self.train if split == "train" else self.dev
+        """Return the rows of a split whose labels can be bought: ``train``, ``dev`` or ``test``."""
+        return {"train": self.train, "dev": self.dev, "test": self.test}[split]
 
     def seller_of(self, step: Buy, place: Place | None = None, examples: Sequence[Example] = ()) -> Annotator:
         """Build the seller of a purchase; ``examples``: labelled rows that it is shown. Without a place it only quotes.
@@ -93,7 +96,7 @@ class PreparedRun:
             raise UsageError(
                 f"the request of strategy {self.request.strategy} names no seller {step.seller!r}; name it too"
             )
-        rows, seed = self.rows_of(step.split), self.request.seed
+        rows, seed = self.rows_of(step.split), TEST_SEED if step.split == "test" else self.request.seed
         return make_seller(spec, rows, self.task, self.price_book, seed, place, examples)
 
 
@@ -206,7 +209,9 @@ class RunBuilder:
             machine=chosen.name,
             dev=dev,
             n_dev=n_dev,
-            sellers=chosen_sellers(strategy(asked.strategy), task, self.price_book, asked.sellers, asked.n_initial),
+            sellers=chosen_sellers(
+                strategy(asked.strategy), task, self.price_book, asked.sellers, asked.n_initial, dev
+            ),
             overrides={role: dict(sorted(overrides[role].items())) for role in sorted(overrides) if overrides[role]},
             base=None if asked.base == asked.teacher else asked.base,
             precision=_run_precision(asked, overrides),
@@ -271,6 +276,9 @@ class RunBuilder:
             offers=_OnDemand(
                 {spec.name: partial(self._offer, asked.task, request.seed, is_folded, spec) for spec in request.sellers}
             ),
+            eval_seller=seller_name(task.eval_seller),
+            dev_seed=_dev_seed(task),
+            test_labels=self._test_labels(asked.task, request, is_folded),
             train_digest=ordered.train_digest,
             dev_digest=ordered.dev_digest,
             test_digest=ordered.test_digest(request.test_rows),
@@ -308,12 +316,25 @@ class RunBuilder:
     @cached()
     def _ordered(self, name: str, seed: int, is_folded: bool) -> SeededOrder:
         fold = self._folds(name).of_seed(seed) if is_folded else frozenset[str]()
-        return SeededOrder.of(self.load(name)[1], seed, fold)
+        task, data = self.load(name)
+        return SeededOrder.of(data, seed, fold, dev_seed=_dev_seed(task), buys_test=task.test == "bought")
 
     @cached()
     def _offer(self, name: str, seed: int, is_folded: bool, spec: SellerSpec) -> Offer:
         task, ordered = self.load(name)[0], self._ordered(name, seed, is_folded)
         return offer_of(spec, task, self.price_book, ordered, seed)
+
+    def _test_labels(self, name: str, request: Request, is_folded: bool) -> Buy | None:
+        """Return the purchase of the test labels, ``None`` where the rows have them."""
+        task, ordered = self.load(name)[0], self._ordered(name, request.seed, is_folded)
+        seller = request.seller(seller_name(task.eval_seller))
+        if task.test != "bought" or seller is None:
+            return None
+        identity, n = (
+            self._offer(name, TEST_SEED, is_folded, seller).identity,
+            len(ordered.first_test(request.test_rows)),
+        )
+        return Buy("test", n, TEST_SEED, ordered.test_digest(), identity, seller=seller.name)
 
     @cached()
     def _token_counts(
@@ -332,6 +353,12 @@ class RunBuilder:
         return TokenCounts(
             *(array("q", accumulate((n_tokens[row.text] for row in split), initial=0)) for split in splits)
         )
+
+
+def _dev_seed(task: Task) -> int | None:
+    """Return the seed of the order in which dev labels are bought: one for all runs where somebody gives them, so that nobody is
+    asked twice; ``None`` = the run's own."""
+    return None if task.replays(task.eval_seller) else TEST_SEED
 
 
 def _n_unlabelled(train: Sequence[Example], pool: Sequence[Example]) -> int:

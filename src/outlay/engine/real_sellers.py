@@ -60,8 +60,9 @@ def llm_seller(
         SellerError: an option outside its limits.
     """
     item = block.model if block.price_item is None else block.price_item
+    batch_prices: TokenPrices | None
     if item == FREE:
-        prices, bill, batch_prices = TokenPrices.free(), token_bill(block.model), TokenPrices.free()
+        prices, bill, batch_prices = TokenPrices.free(), token_bill(block.model), None
     else:
         bill = token_bill(priced_model(book, item, block.tier))
         # A batch begins with a request of its own, and rows of one tier may have been bought at another.

@@ -134,9 +134,9 @@ class RunExecution:
                 self._obtain_all(self.proposal)
             if any(step.key not in self._artifacts for step in self.proposal.finals):
                 return None
-            dev = self._artifacts[self.proposal.model.key].usage.get("dev")
-            charge_micros = self._charged_micros([*self._recipes, self.proposal])
-            self._outcomes.append(StrategyOutcome(self.proposal, dev, charge_micros))
+            dev = None if self.proposal.is_trial else self._artifacts[self.proposal.model.key].usage.get("dev")
+            charges = self._charges_of([*self._recipes, self.proposal])
+            self._outcomes.append(StrategyOutcome(self.proposal, dev, sum(charges.values()), charges))
             self.proposal = None
 
     def _last_point(self) -> Point:
@@ -146,10 +146,10 @@ class RunExecution:
         name = self.prepared.request.strategy
         return self.point("na", f"strategy {name} ended with a pilot: no test split was scored", self._recipes)
 
-    def _charged_micros(self, recipes: Sequence[Recipe]) -> int:
-        """Return the charge, in micro-dollars, of the steps of some recipes; the same in a resumed run."""
+    def _charges_of(self, recipes: Sequence[Recipe]) -> dict[str, int]:
+        """Return the charges, in micro-dollars, of the steps of some recipes, by key; the same in a resumed run."""
         keys = {step.key for step in steps_of(recipes)}
-        return sum(micros for key, micros in self._charges().items() if key in keys)
+        return {key: micros for key, micros in self._charges().items() if key in keys}
 
     def _charges(self) -> Counter[str]:
         """Return the charges of this run, in micro-dollars, by the key of the step."""

@@ -12,7 +12,7 @@ from outlay.engine.prepare import RunBuilder
 from outlay.engine.results_dir import ResultsDir
 from outlay.engine.run import RunExecution
 from outlay.engine.run_dir import RunDir
-from outlay.engine.sellers import People, Place
+from outlay.engine.sellers import ONE_LOOK, People, Place
 from outlay.errors import LedgerDamaged, UsageError
 from outlay.hardware.precision import AUTO, OTHER, bf16_speed, precision_name
 from outlay.labels.purchases import PurchaseLog
@@ -38,7 +38,7 @@ class Runner:
         here: Price,
         cash_cap_micros: int | None = None,
         checkpoint_seconds: float = 20.0,
-        people: People = People(),
+        people: People = ONE_LOOK,
     ) -> None:
         self.folder = folder
         self.store = store

@@ -86,11 +86,15 @@ def block_of(spec: SellerSpec) -> SellerBlock:
 class People:
     """How answers that take hours are waited for: those of people, and of batches.
 
-    ``poll_seconds``: seconds between two looks, ``None`` = one look; ``takes``: orders are closed with the answers that are there.
+    ``poll_seconds``: seconds between two looks, ``None`` = one look; ``takes``: orders are closed with what has come.
     """
 
     poll_seconds: float | None = None
     takes: bool = False
+
+
+ONE_LOOK = People()
+"""Answers are looked for once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ class Place:
 
     asked: Path
     orders: Path
-    people: People = People()
+    people: People = ONE_LOOK
 
 
 _NOWHERE = Place(Path("asked"), Path("orders"))
@@ -151,7 +155,11 @@ def offer_of(spec: SellerSpec, task: Task, book: PriceBook, ordered: SeededOrder
     n_examples = n_examples_of(spec)
     longest = max(task.labels, key=len, default="")
     shown = [replace(row, label=longest if row.label is None else row.label) for row in ordered.train[:n_examples]]
-    seller = make_seller(spec, ordered.train, task, book, seed, examples=shown)
+    rows = ordered.train
+    if spec.kind == REPLAY and any(row.label is None for row in rows):
+        # One who labels nothing but dev and test rows.
+        rows = [row for row in (*ordered.dev, *ordered.test) if row.label is not None] or rows
+    seller = make_seller(spec, rows, task, book, seed, examples=shown)
     identity = canonical_json(dict(seller.identity()))
     if seller.is_deterministic:
         return Offer(seller.price, identity, spec.replay.redundancy)
@@ -178,12 +186,17 @@ def _running(costs: Sequence[RowCost]) -> RunningCosts:
 
 
 def chosen_sellers(
-    policy: Strategy, task: Task, book: PriceBook, asked: Sequence[SellerSpec], n_initial: int | None
+    policy: Strategy,
+    task: Task,
+    book: PriceBook,
+    asked: Sequence[SellerSpec],
+    n_initial: int | None,
+    dev: str = "given",
 ) -> tuple[SellerSpec, ...]:
-    """Return the sellers that a strategy buys from, and `HUMAN`, each with its price item; others are left out. A task with owned
-    labels has `OWNED` too.
+    """Return the sellers that a strategy buys from, the one of bought dev and test labels, and `HUMAN` where these replay, each
+    with its price item; others are left out. A task with owned labels has `OWNED` too.
 
-    What a request says of a seller comes before what the task file says.
+    What a request says of a seller comes before what the task file says. ``dev``: source of the dev labels.
 
     Raises:
         UsageError: a seller of the strategy is not named, or the first of several sellers has no N.
@@ -200,10 +213,24 @@ def chosen_sellers(
                 name, f"buys labels of seller {name!r}, and nobody of that name is among the sellers; add it"
             )
             raise UsageError(f"strategy {policy.name} {way}")
-    needed = (HUMAN, *policy.sellers)
+    has_gold = all(source.target is not None for source in task.data.sources_of("train"))
+    people = known.get(HUMAN)
+    if people is not None and people.kind == REPLAY and not has_gold and HUMAN in policy.sellers:
+        raise UsageError(
+            f"strategy {policy.name} buys labels of people, who replay those of train rows, and task {task.name} has none there; "
+            f"name people of another kind, such as `sellers: {{{PEOPLE}: {{kind: files}}}}`, or choose another strategy"
+        )
+    needed = {*policy.sellers}
+    needed |= {seller_name(task.eval_seller)} if "bought" in (dev, task.test) else set()
+    needed |= {HUMAN} if people is not None and people.kind == REPLAY and has_gold else set()
     found = tuple(_priced(seller, task, book) for seller in known.values() if seller.name in needed)
     owns = any(source.owned for source in task.data.sources_of("train"))
     return (*found, SellerSpec(OWNED, ReplayOptions(price_item=OWNED_LABEL.item))) if owns else found
+
+
+def seller_name(name: str) -> str:
+    """Return the name, in requests, of a seller of a task file."""
+    return NAMES.get(name, name)
 
 
 def named_blocks(task: Task) -> dict[str, SellerBlock]:
@@ -230,7 +257,7 @@ def _gold(rows: Sequence[Example], task: Task) -> dict[str, str]:
         first = ", ".join(sorted((row.origin for row in bare), key=_place)[:N_NAMED])
         raise TaskFileError(
             f"task {task.name}: {len(bare):,} of {len(rows):,} rows have no gold label to replay, the first at {first}; "
-            "give `target:`, the column of their labels, or remove the rows"
+            "give `target:`, the column of their labels, remove the rows, or name a seller of another kind under `sellers`"
         )
     return {row.id: row.label for row in rows if row.label is not None}
 

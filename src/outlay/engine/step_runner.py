@@ -10,12 +10,13 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlay.engine.environment import environment
+from outlay.engine.label_targets import class_targets, probabilities_of
 from outlay.engine.prepare import PreparedRun
+from outlay.engine.scorers import scorer_of
 from outlay.engine.step_meter import StepMeter
 from outlay.errors import SpendError, TrainingError
 from outlay.hardware.precision import check_worker
@@ -23,7 +24,6 @@ from outlay.labels.purchases import parse_label_lines
 from outlay.metrics.calibration import N_DIGITS, calibration_error_of, confidences_of
 from outlay.metrics.degenerate import floor_of
 from outlay.metrics.quality import NO_GROUP
-from outlay.metrics.scorer import Scorer, TextEncoder
 from outlay.models.cost_model import PROFILE_FILE, load_profile
 from outlay.models.forecast import N_SAMPLED
 from outlay.models.reference import HELD_OUT_FILE
@@ -33,6 +33,7 @@ from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
 from outlay.plan.request import Request
 from outlay.plan.steps import (
+    ANSWERS_FILE,
     LABELS_FILE,
     PREDICTIONS_FILE,
     SCORES_FILE,
@@ -41,8 +42,6 @@ from outlay.plan.steps import (
     Buy,
     Dev,
     Distil,
-    Encoding,
-    Judge,
     Model,
     Score,
     Step,
@@ -133,7 +132,7 @@ class StepRunner:
         return self._answer_lengths[at]
 
     def _train(self, step: Train, context: TrainContext) -> StepOutput:
-        from outlay.train.api import finetune
+        from outlay.train.api import distil, finetune
         from outlay.train.probe import TaskMetric
 
         rows, labels = self.read_labels(*step.labels, first=n_carved(step.dev))
@@ -142,16 +141,22 @@ class StepRunner:
                 f"{describe(step)}: none of the rows got a label; see why with `outlay labels verify`, raise the budget or "
                 "take another seller"
             )
-        out = _fresh(context)
+        out, sources = _fresh(context), self._prepared.sources(rows, step.model.ref)
+        if step.learns_probabilities:
+            files = [path for buy in step.labels if (path := self._file(buy, ANSWERS_FILE)).exists()]
+            classes = step.encoding.form.labels
+            targets = class_targets(probabilities_of(files, [row.id for row in rows], labels, classes), classes)
+            learnt = distil(_spec(step), sources, targets, step.settings, dev=self._dev(step), out=out, context=context)
+            return _trained(out, learnt, len(labels), self._dev_floor(step))
         progress = finetune(
             _spec(step),
-            self._prepared.sources(rows, step.model.ref),
+            sources,
             labels,
             step.settings,
             dev=self._dev(step),
             out=out,
             context=context,
-            metric=TaskMetric.of(_scorer(step.encoding)),
+            metric=TaskMetric.of(scorer_of(step.encoding)),
         )
         trained = _trained(out, progress, len(labels), self._dev_floor(step))
         if progress.held_out:
@@ -212,14 +217,14 @@ class StepRunner:
         from outlay.train.api import milliseconds_a_row, predict
 
         counter = TokenCounter(context.meter)
-        test, encoding = self._prepared.test, step.model.encoding
+        (test, golds), encoding = self._test_rows(step), step.model.encoding
         folder, sources = self._artifact_of(step.model).path, self._prepared.sources(test, step.model.model.ref)
         precision = step.model.settings.precision
         predicted = predict(folder, sources, precision=precision, meter=counter)
         predictions = predicted.answers
         latency_ms = milliseconds_a_row(folder, sources, precision=precision)
-        golds, texts = [example.label or "" for example in test], [example.text for example in test]
-        scorer = _scorer(encoding)
+        texts = [example.text for example in test]
+        scorer = scorer_of(encoding)
         alike = scorer.similarities(predictions, texts)
         document = {
             "rows": [example.id for example in test],
@@ -236,9 +241,21 @@ class StepRunner:
         scores = {name: asdict(reading) for name, reading in readings.items()}
         return StepOutput(
             {PREDICTIONS_FILE: _json(document), SCORES_FILE: _json(scores)},
-            _usage(0, counter.n_inferred),
+            _usage(0, counter.n_inferred) | ({} if step.labels is None else {"n_scored": len(test)}),
             {"latency_ms": latency_ms},
         )
+
+    def _test_rows(self, step: Score) -> tuple[Sequence[Example], list[str]]:
+        """Return the test rows that have a label, their own or a bought one, and the labels."""
+        if step.labels is None:
+            return self._prepared.test, _gold_labels(self._prepared.test)
+        rows, golds = self.read_labels(step.labels)
+        if not rows:
+            raise TrainingError(
+                f"{describe(step)}: none of its rows got a label; see why with `outlay labels verify`, raise the budget or take "
+                "another `eval_seller`"
+            )
+        return rows, golds
 
     def _dev(self, step: Train | Distil) -> DevTexts | None:
         """Return the dev rows and the function that scores answers to them; ``None`` without dev rows."""
@@ -247,7 +264,7 @@ class StepRunner:
         if step.dev is None:
             return None
         rows, golds = self._dev_rows(step.dev)
-        texts, scorer = [row.text for row in rows], _scorer(step.encoding)
+        texts, scorer = [row.text for row in rows], scorer_of(step.encoding)
         sources = self._prepared.sources(rows, step.model.ref)
         is_choice = step.encoding.form.kind == "classification"
         return DevTexts(sources, lambda answers: scorer.main_value(answers, golds, texts), golds if is_choice else ())
@@ -256,7 +273,7 @@ class StepRunner:
         if dev.labels is not None:
             return self.read_labels(dev.labels, stop=dev.n)
         rows = self._prepared.dev[: dev.n]
-        return rows, [row.label or "" for row in rows]
+        return rows, _gold_labels(rows)
 
     def _dev_floor(self, step: Train | Distil) -> dict[str, Any]:
         """Return the number of dev rows and the score of their commonest answer, for a model's usage."""
@@ -278,16 +295,19 @@ def lines_on_cuts(step: Step, usage: Mapping[str, Any], context: PlanningContext
     return cut_lines(context.form_of(step.model.ref), int(usage.get("n_rows") or 0), **counts)
 
 
-def _scorer(encoding: Encoding) -> Scorer:
-    """Return the scorer of a task's metric; an encoder stays loaded from step to step."""
-    if encoding.judge is None:
-        return Scorer(encoding.metric, encoding.form.labels)
-    return _with_encoder(encoding.metric, encoding.form.labels, encoding.judge)
+def _gold_labels(rows: Sequence[Example]) -> list[str]:
+    """Return the gold labels of rows that all have one.
 
-
-@lru_cache(maxsize=1)
-def _with_encoder(metric: str, labels: tuple[str, ...], judge: Judge) -> Scorer:
-    return Scorer(metric, labels, TextEncoder(judge.ref, judge.layer, judge.idf))
+    Raises:
+        SpendError: a row has none.
+    """
+    labels = [row.label for row in rows if row.label is not None]
+    if len(labels) < len(rows):
+        raise SpendError(
+            f"{len(rows) - len(labels):,} of {len(rows):,} rows to score on have no label; say `dev: bought` or `test: bought` "
+            "in the task file"
+        )
+    return labels
 
 
 def _spec(step: Train | Distil) -> Any:

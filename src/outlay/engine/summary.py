@@ -11,6 +11,7 @@ from typing import Any
 from outlay.engine.outputs import Scoring, read_label_errors, read_scoring
 from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of
 from outlay.engine.prepare import PreparedRun, RunBuilder
+from outlay.engine.run_purchases import words_on_short
 from outlay.errors import OutlayError
 from outlay.hardware.precision import AUTO, kept_bf16_speed
 from outlay.metrics import main_score
@@ -22,7 +23,20 @@ from outlay.money.machines import SECONDS_PER_HOUR
 from outlay.plan.labels_left import lines_on_used_up
 from outlay.plan.quotes import Quoter, Work
 from outlay.plan.request import Request, SellerSpec
-from outlay.plan.steps import HUMAN, LLM, SCORES_FILE, Buy, Distil, Recipe, Score, Step, Train, describe, role_of
+from outlay.plan.steps import (
+    HUMAN,
+    LLM,
+    SCORES_FILE,
+    Buy,
+    Distil,
+    Recipe,
+    Score,
+    Step,
+    Train,
+    describe,
+    role_of,
+    steps_of,
+)
 from outlay.plan.strategies import rival_of, strategy
 from outlay.storage.store import Artifact, digest_of
 
@@ -63,15 +77,19 @@ class RunSummary:
             dev=student.get("dev"),
             scores=scores,
             charge_usd=usd_of(balance.total_charge_micros),
-            n_labels=max((step.n_labels - step.n_labels_of(LLM) for step in trains), default=0),
-            n_llm_labels=max((step.n_labels_of(LLM) for step in trains), default=0),
+            n_labels=max((self._n_bought(step, of_llm=False) for step in trains), default=0),
+            n_llm_labels=max((self._n_bought(step, of_llm=True) for step in trains), default=0),
             n_pool=max((step.n_rows for step in distils), default=0),
             n_dev=0 if first_dev is None else first_dev.n,
             seconds={self.prepared.request.machine: float(hours * SECONDS_PER_HOUR)} if work else {},
             flops=sum(sum(self.quoter.flops(each)) for each in work),
             student_parameters=student.get("n_parameters"),
             artifacts=self._digests(recipes),
-            notes=(*self._notes(recipes, said), *self._lines_on_used_up(recipes, balance)),
+            notes=(
+                *self._notes(recipes, said),
+                *self._lines_on_short(recipes),
+                *self._lines_on_used_up(recipes, balance),
+            ),
             ece=None if said is None else said.ece,
             quality=None if said is None else said.quality(),
             teacher_test=None if teacher is None else _scores(teacher)[main],
@@ -79,6 +97,17 @@ class RunSummary:
             teacher_quality=None if taught is None else taught.quality(),
             label_errors=self._label_errors(recipes),
         )
+
+    def _n_bought(self, step: Train, *, of_llm: bool) -> int:
+        """Return the number of labels that a training's purchases got, of an LLM or of all other sellers."""
+        bought = [buy for buy in step.labels if (buy.seller == LLM) == of_llm]
+        return sum(self.artifacts[buy.key].usage["n_labels"] for buy in bought)
+
+    def _lines_on_short(self, recipes: Sequence[Recipe]) -> list[str]:
+        """Return lines on purchases that got fewer labels than rows were ordered."""
+        bought = [step for step in steps_of(recipes) if isinstance(step, Buy) and step.key in self.artifacts]
+        short = [step for step in bought if self.artifacts[step.key].usage["n_labels"] < step.n]
+        return [f"{describe(step)}{words_on_short(step, self.artifacts[step.key])}" for step in short]
 
     def _label_errors(self, recipes: Sequence[Recipe]) -> tuple[DoubtfulRow, ...]:
         """Return the training labels that are likely wrong, by the first training of the last recipe that held rows out."""
@@ -98,7 +127,7 @@ class RunSummary:
         if said is None:
             return ()
         value = _scores(self.artifacts[recipes[-1].final.key])[main_score(said.metric)].value
-        notes = test_remarks(said.metric, said.answered, value)
+        notes = (*self._lines_on_missing(recipes[-1].final), *test_remarks(said.metric, said.answered, value))
         teachers = [step for step in _trains_of(recipes, self.steps) if step.role == "teacher"]
         models = {**({"the teacher": teachers[0]} if teachers else {}), "the student": recipes[-1].model}
         usages = {who: self.artifacts[step.key].usage for who, step in models.items()}
@@ -106,6 +135,13 @@ class RunSummary:
         floor = None if first.get("dev_floor") is None else Floor(**first["dev_floor"])
         dev_scores = {who: usage["dev"] for who, usage in usages.items()}
         return (*notes, *dev_remarks(first.get("n_dev", 0), dev_scores, floor))
+
+    def _lines_on_missing(self, final: Step) -> list[str]:
+        """Return a line where bought test rows got no label, so that the scores are those of the others."""
+        if not isinstance(final, Score) or final.labels is None:
+            return []
+        n_scored, n = int(self.artifacts[final.key].usage["n_scored"]), final.labels.n
+        return [f"{n - n_scored:,} of {n:,} test rows got no label, and scores leave them out"] if n_scored < n else []
 
     def _lines_on_used_up(self, recipes: Sequence[Recipe], balance: Balance) -> tuple[str, ...]:
         """Return lines on a budget that outlasts the rows to label; none for a rival, which buys nothing."""

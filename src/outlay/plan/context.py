@@ -15,7 +15,7 @@ from outlay.money.amounts import Price
 from outlay.money.machines import Machine
 from outlay.plan.cache import Memo, cached
 from outlay.plan.request import Request
-from outlay.plan.steps import HUMAN, OF_TRAIN, Encoding, Model
+from outlay.plan.steps import HUMAN, OF_TRAIN, Buy, Encoding, Model
 from outlay.settings import AUTO_METHOD, BLOCK_ROWS, TeachSettings, TrainSettings, role_settings, without_auto_method
 from outlay.settings.auto import ChosenMethod, choose_method
 from outlay.spec import Reading, TargetSpec, TaskSpec
@@ -72,6 +72,27 @@ class Offer:
         """Return the quantity that rows ``start`` to ``stop`` of a split are billed for at most."""
         return self._sum(split, start, stop, lambda costs: costs.most)
 
+    @property
+    def typical(self) -> Fraction:
+        """Quantity that a label is expected to be billed for, on average."""
+        costs = self.costs.get("train")
+        if costs is None or len(costs.expected) < 2:
+            return Fraction(self.redundancy)
+        return costs.expected[-1] / (len(costs.expected) - 1)
+
+    @property
+    def is_estimate(self) -> bool:
+        """True where labels may cost more or less than is expected of them."""
+        return any(costs.expected[-1] != costs.most[-1] for costs in self.costs.values())
+
+    def scaled(self, share: Fraction) -> Offer:
+        """Return the terms with so many times the expected costs, and no more than the most."""
+        costs = {
+            split: RunningCosts([min(a * share, b) for a, b in zip(each.expected, each.most, strict=True)], each.most)
+            for split, each in self.costs.items()
+        }
+        return replace(self, costs=costs)
+
     def _sum(self, split: str, start: int, stop: int, sums: Callable[[RunningCosts], Sequence[Fraction]]) -> Fraction:
         if (costs := self.costs.get(split)) is None:
             return Fraction((stop - start) * self.redundancy)
@@ -118,6 +139,12 @@ class PlanningContext:
     """Poolings by model reference and setting ``pooling``; without an entry the model declares nothing."""
     n_owned: int = 0
     """Train rows whose labels are owned; they are the first ones."""
+    eval_seller: str = HUMAN
+    """Name of the seller of dev and test labels that are bought."""
+    dev_seed: int | None = None
+    """Seed of the order in which dev labels are bought, where it is not the request's."""
+    test_labels: Buy | None = None
+    """Purchase of the test labels, the same one for every seed, budget and strategy; ``None`` where the rows have them."""
     n_unlabelled: Callable[[], int] = field(default=lambda: 0, compare=False)
     """Number of pool rows that have no gold label and are no train rows."""
 
@@ -143,6 +170,10 @@ class PlanningContext:
                 f"strategy {self.request.strategy} buys labels of seller {seller!r}, and the request names {sold}; name it too"
             )
         return self.offers[seller]
+
+    def priced(self, seller: str, offer: Offer) -> PlanningContext:
+        """Return this context with other terms of a seller, and a memo of its own."""
+        return replace(self, offers={**self.offers, seller: offer})
 
     memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
     """Cache of steps and quotes, shared by contexts that differ in budget, N and limit on labels alone."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from outlay.money.amounts import MICROS_PER_USD, format_usd, show_usd
 from outlay.plan.context import PlanningContext
-from outlay.plan.steps import HUMAN, LLM, OWNED, Distil, Recipe, Score, Train
+from outlay.plan.request import REPLAY
+from outlay.plan.steps import HUMAN, LLM, OWNED, Buy, Distil, Recipe, Score, Train
 
 
-def lines_on_used_up(context: PlanningContext, final: Score | Train | Distil, left_micros: int) -> tuple[str, ...]:
+def lines_on_used_up(
+    context: PlanningContext, final: Score | Train | Distil | Buy, left_micros: int
+) -> tuple[str, ...]:
     """Return two lines where all train rows are labelled and what is left would pay for one more label; else none.
 
     ``left_micros``: budget that is left, in micro-dollars. Only the first line tells it, so that runs at several budgets share
@@ -19,7 +22,7 @@ def lines_on_used_up(context: PlanningContext, final: Score | Train | Distil, le
         return ()
     last = largest.labels[-1].seller
     offer = context.offers.get(HUMAN if last == OWNED else last)
-    if offer is not None and left_micros < offer.price.cost_micros(offer.redundancy):
+    if offer is not None and left_micros < offer.price.cost_micros(offer.typical):
         return ()
     left = show_usd(left_micros / MICROS_PER_USD)
     return (
@@ -31,7 +34,7 @@ def lines_on_used_up(context: PlanningContext, final: Score | Train | Distil, le
 def _sellers(context: PlanningContext) -> str:
     """Return the sellers with their prices, and an LLM with its strategies: the same words for runs of any strategy."""
     sold = [
-        f"{name} at {format_usd(offer.price.cost_micros(offer.redundancy))} a label"
+        f"{name} at {format_usd(offer.price.cost_micros(offer.typical))} a label"
         for name, offer in context.offers.items()
         if name not in (OWNED, LLM) and offer.price.usd > 0
     ]
@@ -42,6 +45,8 @@ def _sellers(context: PlanningContext) -> str:
 
 def _rows(context: PlanningContext) -> str:
     n = context.n_unlabelled()
+    if not any(spec.kind == REPLAY and spec.name != OWNED for spec in context.request.sellers):
+        return "they were given every row of `data.train`: add rows to it"
     if not n:
         return "so far they replay gold labels, and no pool row is without one"
     return f"so far they replay gold labels, which {n:,} pool rows lack: label those and add them to `data.train`"

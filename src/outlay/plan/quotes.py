@@ -141,12 +141,16 @@ class Quoter:
 
     def _bought_tokens(self, step: Train | Distil, labels: Sequence[Buy]) -> int:
         """Return the tokens, sources and answers, of the bought rows trained on; dev is carved out of the first purchase."""
-        train, n_tokens, n_left_out = self._counts(step).train, 0, n_carved(step.dev)
-        n_answered = self.context.longest_answer[step.model.ref] if step.reading == "whole" else 0
+        train, n_sources, n_rows, n_left_out = self._counts(step).train, 0, 0, n_carved(step.dev)
         for each in labels:
             first, n_left_out = each.start + n_left_out, 0
-            n_tokens += train[each.stop] - train[first] + (each.stop - first) * n_answered
-        return n_tokens
+            n_sources += train[each.stop] - train[first]
+            n_rows += each.stop - first
+        if step.reading != "whole":
+            return n_sources
+        if isinstance(step, Train) and step.learns_probabilities:
+            return self._scored_tokens(step.model.ref, n_sources, n_rows, trained=True)
+        return n_sources + n_rows * self.context.longest_answer[step.model.ref]
 
     def _spoken_tokens(self, step: Teach) -> int:
         """Return the tokens of the teacher over one block.

@@ -66,8 +66,8 @@ class ReplayOptions:
 class SellerSpec:
     """A seller of labels by its name, which strategies buy from, with the options of its kind.
 
-    ``kind``: ``replay`` (its options are ``replay``), ``files`` or ``openai``; ``options``: canonical JSON of the options of these
-    two, as a task file has them (docs/tasks.md). `SellerSpec.of` writes it.
+    ``kind``: ``replay`` (its options are ``replay``), ``files`` or ``openai``; ``options``: canonical JSON of the options of
+    these two, as a task file has them (docs/tasks.md). `SellerSpec.of` writes it.
     """
 
     name: str = HUMAN

@@ -17,7 +17,7 @@ from outlay.spec import Reading, TargetKind, TaskSpec
 from outlay.storage.store import key_of
 
 HUMAN = "human"
-"""Name of the seller who labels dev rows, and the rows of a strategy that names no other."""
+"""Name of the seller who labels the rows of a strategy that names no other, and dev and test rows where the task does not."""
 
 LLM = "llm"
 """Name of the large language model whose labels the published strategies buy."""
@@ -239,6 +239,13 @@ class Train(Training):
     """``teacher`` or ``student``, for display; not part of the key."""
     labels: tuple[Buy, ...]
     free: bool = False
+    learns_probabilities: bool = False
+    """Learn the distributions over the classes that came with the labels, as a student learns a teacher's; a label without one
+    counts as certain."""
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters beside the inputs."""
+        return super().parameters() | ({"learns": "probabilities"} if self.learns_probabilities else {})
 
     @property
     def n_labels(self) -> int:
@@ -327,15 +334,17 @@ class Score(Step):
 
     model: Train | Distil
     rows_digest: str
-    """Digest of the test split, gold labels included."""
+    """Digest of the test split, with the gold labels that its rows have."""
     threads: int
     of_teacher: bool = False
     """True for the scores of a teacher, which are told and not charged; not part of the key."""
+    labels: Buy | None = None
+    """Purchase of the gold labels of the test split; ``None`` where its rows have them."""
 
     @property
     def inputs(self) -> tuple[Step, ...]:
         """Steps whose artifacts this step reads."""
-        return (self.model,)
+        return (self.model,) if self.labels is None else (self.model, self.labels)
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters beside the inputs."""
@@ -351,18 +360,25 @@ class Recipe:
     """One proposal of a strategy: its last step, and the derivation of its numbers, as lines for the receipt.
 
     A recipe that ends in a training is a pilot: its model is scored on dev and never sees the test split, so that a strategy can
-    try before it decides. The test split belongs to the recipe that a strategy decides for, which ends in a `Score`.
+    try before it decides. The test split belongs to the recipe that a strategy decides for, which ends in a `Score`. A recipe
+    that ends in a purchase is a trial of its seller: what its labels cost.
     """
 
-    final: Score | Train | Distil
+    final: Score | Train | Distil | Buy
     derivation: tuple[str, ...]
     teacher_score: Score | None = None
     """Scores of the teacher on the test split, which the report tells; no strategy sees them, and they are not charged."""
 
     @property
     def model(self) -> Train | Distil:
-        """Training of the recipe's model."""
+        """Training of the recipe's model; a trial of a seller has none."""
+        assert not isinstance(self.final, Buy)
         return self.final.model if isinstance(self.final, Score) else self.final
+
+    @property
+    def is_trial(self) -> bool:
+        """True where labels are bought and nothing is trained."""
+        return isinstance(self.final, Buy)
 
     @property
     def is_pilot(self) -> bool:
@@ -425,7 +441,9 @@ def describe(step: Step) -> str:
     """Return the description of a step for the receipt, the same for all blocks of one teacher pass."""
     match step:
         case Buy():
-            return f"{step.n:,} {step.split if step.seller == HUMAN else seller_words(step.seller)} labels"
+            if step.seller == HUMAN or step.split == "train":
+                return f"{step.n:,} {step.split if step.seller == HUMAN else seller_words(step.seller)} labels"
+            return f"{step.n:,} {step.split} labels of {seller_words(step.seller)}"
         case Train():
             return f"{_train_words(step.settings)} the {step.role} on {step.n_labels:,} labels"
         case Teach():

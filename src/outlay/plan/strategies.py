@@ -6,29 +6,27 @@ strategies here propose one recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import ClassVar, Literal, Protocol
 
 from outlay.errors import UnknownStrategy, UsageError
 from outlay.money.amounts import format_usd
-from outlay.plan.cache import cached
-from outlay.plan.context import PlanningContext
+from outlay.plan.context import Offer, PlanningContext
 from outlay.plan.labels_left import lines_on_used_up
 from outlay.plan.quotes import Quoter
+from outlay.plan.recipe_steps import distil_step, score_step, settings_role, teacher_score_step, train_step
+from outlay.plan.request import REPLAY
 from outlay.plan.steps import (
     HUMAN,
     LLM,
     OF_TRAIN,
-    OWNED,
     Buy,
-    Dev,
     Distil,
-    Model,
     Recipe,
     Score,
     Step,
-    Teach,
     Train,
     describe,
     n_carved,
@@ -36,6 +34,9 @@ from outlay.plan.steps import (
 )
 from outlay.spec import Family, Kind
 from outlay.text.legible import did_you_mean
+
+N_TRIED = 20
+"""Labels that show what a seller without fixed prices really costs."""
 
 RIVAL_METHODS = {"rival_majority": "majority", "rival_tfidf": "tfidf", "rival_probe": "probe"}
 """Methods of the rivals, by the names of their strategies."""
@@ -53,12 +54,13 @@ class StrategyOutcome:
     """Result of an earlier recipe: strategies see the dev score only.
 
     ``charge_micros``: charge of every recipe so far, this one included; ``dev_score``: of its model, 0-100,
-    ``None`` without dev rows.
+    ``None`` without dev rows. ``charges``: charges of all steps so far, in micro-dollars, by their keys.
     """
 
     recipe: Recipe
     dev_score: float | None
     charge_micros: int
+    charges: Mapping[str, int] = field(default_factory=dict)
 
 
 Teaching = Literal["teacher", "student"]
@@ -107,22 +109,34 @@ class Annotate:
     LLM as if they were right.
     ``starts_general``: the student is a generally distilled checkpoint such as DistilBERT, whose cost is taken to be $0,
     since it is publicly available (Kang et al. 2023, Appendix F, Table 10).
+    ``teaches``: the student learns the probabilities that came with the labels, in place of the labels, where there are some.
     """
 
     name: str = "annotate"
     sellers: tuple[str, ...] = (HUMAN,)
     starts_general: bool = False
+    teaches: bool = False
 
     taught_by: ClassVar[Teaching | None] = None
 
     def ask(self, context: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
-        """Return the recipe with the most labels such that labels, training and scoring stay within the budget."""
-        if outcomes:
+        """Return the recipe with the most labels such that labels, training and scoring stay within the budget.
+
+        What the labels of a seller without fixed prices cost is tried on the first `N_TRIED` before the others are planned.
+        """
+        if outcomes and not outcomes[-1].recipe.is_trial:
             return None
+        trial = outcomes[-1].recipe.final if outcomes else None
+        tried: tuple[tuple[str, int], ...] = ()
+        if isinstance(trial, Buy):
+            context = context.priced(trial.seller, _offer_after(context, trial, outcomes[-1].charges[trial.key]))
+            tried = ((trial.seller, trial.n),)
         seller, asked = self.sellers[-1], context.request.n_initial
-        n_first = asked if len(self.sellers) > 1 else 0
+        n_first = asked if len(self.sellers) > 1 else _n_shown(context, seller)
         if n_first is None:
             return NotAvailable(f"strategy {self.name} needs to know how many labels people give; give --n-initial")
+        if refused := _no_examples(context, self.name, seller, n_first):
+            return refused
         n_left = context.n_train - n_first
         if n_first and n_left < 1:
             most = f"of the {context.n_train:,} rows that can be labelled"
@@ -135,9 +149,14 @@ class Annotate:
         if n_left < n_min:
             return _too_few_rows(context)
 
+        n_tried = sum(n for _, n in tried)
+        n_min = max(n_min, n_tried)
+
         def final(n: int) -> Score:
-            first = ((self.sellers[0], n_first),) if n_first else ()
-            return _score(context, _train(context, "student", context.student, (*first, (seller, n)), None))
+            first = ((HUMAN, n_first),) if n_first else ()
+            role = "teach" if self.teaches else "student"
+            rest = ((seller, n - n_tried),) if n > n_tried else ()
+            return score_step(context, train_step(context, role, context.student, (*first, *tried, *rest), None))
 
         quoter = Quoter(context)
         n = _largest(n_min, n_left, lambda n: quoter.total_micros(final(n)) <= context.budget_micros)
@@ -145,6 +164,11 @@ class Annotate:
             first = f"{n_first:,} labels, " if n_first else ""
             bought = f"{n_min:,} {'' if seller == HUMAN else seller_words(seller) + ' '}labels"
             return _unaffordable(context, quoter, final(n_min), f"{first}{bought} and the student's training")
+        if not tried and n > N_TRIED and context.offer(seller).is_estimate and context.request.dev not in OF_TRAIN:
+            step = next(each for each in final(N_TRIED).model.inputs if isinstance(each, Buy) and each.seller == seller)
+            return Recipe(
+                step, (f"{describe(step)} first, to see what they cost: {n:,} are expected to be affordable",)
+            )
         budget, *lines, left = _derive(context, quoter, final(n))
         if self.starts_general:
             lines.insert(0, f"start from {context.student.ref}: free, since it is publicly available: $0.00")
@@ -160,10 +184,12 @@ class Distill:
     With ``n_initial``: N is fixed (Kang et al. 2023, Table 2) and the pool is as much as the rest pays for. Without: the
     compute for the whole pool is reserved and the rest buys labels.
     ``own_teacher``: the teacher has the student's architecture (self-distillation, Table 3).
+    ``seller``: of the labels that the teacher learns from.
     """
 
     name: str = "distill"
     own_teacher: bool = False
+    seller: str = HUMAN
 
     @property
     def taught_by(self) -> Teaching | None:
@@ -171,24 +197,35 @@ class Distill:
         return "student" if self.own_teacher else "teacher"
 
     starts_general: ClassVar[bool] = False
-    sellers: ClassVar[tuple[str, ...]] = (HUMAN,)
+
+    @property
+    def sellers(self) -> tuple[str, ...]:
+        """The seller of the teacher's labels."""
+        return (self.seller,)
 
     def ask(self, context: PlanningContext, outcomes: Sequence[StrategyOutcome]) -> Recipe | NotAvailable | None:
         """Return the recipe under the N rule of the request."""
         if outcomes:
             return None
         quoter = Quoter(context)
-        teacher = context.student if self.own_teacher else context.teacher
+        teacher, n_shown = context.student if self.own_teacher else context.teacher, _n_shown(context, self.seller)
+        if refused := _no_examples(context, self.name, self.seller, n_shown):
+            return refused
+
+        def trained(n: int) -> Train:
+            first = ((HUMAN, min(n_shown, n)),) if n_shown else ()
+            rest = ((self.seller, n - n_shown),) if n > n_shown else ()
+            return train_step(context, "teacher", teacher, (*first, *rest), None)
 
         def final(n: int, n_blocks: int) -> Score:
-            return _score(context, _distil(context, _train(context, "teacher", teacher, ((HUMAN, n),), None), n_blocks))
+            return score_step(context, distil_step(context, trained(n), n_blocks))
 
         def fits(n: int, n_blocks: int) -> bool:
             return quoter.total_micros(final(n, n_blocks)) <= context.budget_micros
 
         def recipe(n: int, n_blocks: int) -> Recipe:
-            last, trained = final(n, n_blocks), _train(context, "teacher", teacher, ((HUMAN, n),), None)
-            return Recipe(last, _derive(context, quoter, last), _teacher_score(context, trained))
+            last = final(n, n_blocks)
+            return Recipe(last, _derive(context, quoter, last), teacher_score_step(context, trained(n)))
 
         n_all = context.n_blocks
         if n_all == 0:
@@ -252,7 +289,7 @@ class Rival:
             )
 
         def final(n: int) -> Score:
-            return _score(context, _train(context, "student", context.student, ((HUMAN, n),), self.method))
+            return score_step(context, train_step(context, "student", context.student, ((HUMAN, n),), self.method))
 
         quoter = Quoter(context)
         n = _largest(context.n_min, n_most, lambda n: quoter.total_micros(final(n)) <= context.budget_micros)
@@ -271,6 +308,8 @@ STRATEGIES: dict[str, Strategy] = {
     "general_distill": Annotate(name="general_distill", starts_general=True),
     "llm_annotate": Annotate(name="llm_annotate", sellers=(LLM,)),
     "mix": Annotate(name="mix", sellers=(HUMAN, LLM)),
+    "llm_teach": Annotate(name="llm_teach", sellers=(LLM,), teaches=True),
+    "llm_distill": Distill(name="llm_distill", seller=LLM),
 }
 """Strategies to choose from, by name."""
 
@@ -311,105 +350,41 @@ def strategy(name: str) -> Strategy:
     return STRATEGIES[name]
 
 
-def _dev(context: PlanningContext, labels: Buy) -> Dev | None:
-    how = context.request.dev
-    if how == "none":
+def _n_shown(context: PlanningContext, seller: str) -> int:
+    """Return the number of bought labels that a seller is shown before it answers."""
+    return context.offer(seller).n_examples
+
+
+def _no_examples(context: PlanningContext, name: str, seller: str, n_first: int) -> NotAvailable | None:
+    """Return the refusal of a seller who is to be shown labels that nobody sells, or more of them than come first."""
+    n_shown = _n_shown(context, seller)
+    if not n_shown or (n_first >= n_shown and (HUMAN in context.offers or context.n_owned >= n_shown)):
         return None
-    if how in OF_TRAIN:
-        # A single label is never set aside: then there is no dev set, and the steps are fixed.
-        n_carved = context.n_carved(labels.n)
-        return Dev(how, n_carved, labels=labels) if n_carved else None
-    if how == "bought":
-        bought = Buy("dev", context.n_dev, context.request.seed, context.dev_digest, context.offer(HUMAN).identity)
-        return Dev("bought", context.n_dev, labels=bought)
-    return Dev("given", context.n_dev, rows_digest=context.dev_digest)
-
-
-@cached()
-def _train(
-    context: PlanningContext,
-    role: str,
-    model: Model,
-    n_by_seller: tuple[tuple[str, int], ...],
-    method: str | None,
-) -> Train:
-    """Return a training on the labels of some sellers, in the order of their rows; dev is carved from the first ones.
-
-    ``method``: in place of the request's.
-    """
-    request, labels, start = context.request, list[Buy](), 0
-    for seller, n in n_by_seller:
-        for name, part in _owned_first(context, seller, start, n):
-            identity = context.offer(name).identity
-            labels.append(Buy("train", part, request.seed, context.train_digest, identity, start, name))
-            start += part
-    dev = _dev(context, labels[0])
-    trained_on = start - n_carved(dev)
-    settings = context.settings_for(_settings_role(context, role, model), model, trained_on, method)
-    return Train(
-        role=role,
-        model=model,
-        labels=tuple(labels),
-        dev=dev,
-        encoding=context.encoding,
-        settings=settings,
-        threads=request.threads,
-        pooling=context.pooling(model, settings),
-        reading=context.reading(model, settings),
-        free=role == "student" and request.student_training == "free",
+    if n_first < n_shown:
+        return NotAvailable(
+            f"seller {seller} is shown {n_shown:,} bought labels, and people give {n_first:,} before it; raise --n-initial or "
+            "lower its `n_examples`"
+        )
+    return NotAvailable(
+        f"strategy {name}: seller {seller} is shown {n_shown:,} bought labels, and nobody sells them; name people among the "
+        "`sellers` of the task, or say `examples: none` of it"
     )
 
 
-def _owned_first(context: PlanningContext, seller: str, start: int, n: int) -> list[tuple[str, int]]:
-    """Return who labels ``n`` train rows from row ``start`` on: labels of people are taken from the owned ones first."""
-    n_owned = min(n, max(0, context.n_owned - start)) if seller == HUMAN else 0
-    return [(name, part) for name, part in ((OWNED, n_owned), (seller, n - n_owned)) if part]
+def _offer_after(context: PlanningContext, trial: Buy, charge_micros: int) -> Offer:
+    """Return the terms of a seller by what a trial of it was charged."""
+    offer = context.offer(trial.seller)
+    expected = offer.price.cost_micros(offer.expected(trial.split, trial.start, trial.stop))
+    return offer.scaled(Fraction(charge_micros, expected)) if expected else offer
 
 
-def _settings_role(context: PlanningContext, role: str, model: Model) -> str:
-    """Return the role whose settings hold: a teacher that is like the student has the student's."""
-    return "teacher" if role == "teacher" and model == context.teacher else "student"
-
-
-@cached()
-def _distil(context: PlanningContext, teacher: Train, n_blocks: int) -> Distil:
-    settings = context.settings_for("distil", context.student, teacher.n_labels - n_carved(teacher.dev), None)
-    return Distil(
-        model=context.student,
-        targets=tuple(_block(context, teacher, b) for b in range(n_blocks)),
-        dev=teacher.dev,
-        encoding=context.encoding,
-        settings=settings,
-        threads=context.request.threads,
-        pooling=context.pooling(context.student, settings),
-        reading=context.reading(context.student, settings),
-        gold=teacher.labels if settings.gold_weight > 0 else (),
-    )
-
-
-@cached()
-def _block(context: PlanningContext, teacher: Train, block: int) -> Teach:
-    (start, stop), spec = context.block(block), context.target_specs[teacher.model.ref, context.student.ref]
-    return Teach(
-        teacher=teacher,
-        start=start,
-        stop=stop,
-        rows_digest=context.pool_digests(start, stop),
-        target=spec.target,
-        settings=context.teach_settings,
-        vocab_size=spec.vocab_size,
-        threads=context.request.threads,
-    )
-
-
-@cached()
-def _score(context: PlanningContext, model: Train | Distil) -> Score:
-    return Score(model, context.test_digest, context.request.threads)
-
-
-@cached()
-def _teacher_score(context: PlanningContext, teacher: Train) -> Score:
-    return Score(teacher, context.test_digest, context.request.threads, of_teacher=True)
+def decided(policy: Strategy, context: PlanningContext) -> Recipe | NotAvailable | None:
+    """Return what a strategy asks for first that trains something, if the trials of sellers cost what is expected of them."""
+    outcomes: list[StrategyOutcome] = []
+    while isinstance(found := policy.ask(context, outcomes), Recipe) and isinstance(found.final, Buy):
+        charges = {step.key: Quoter(context).quote(step).charge_micros for step in found.steps()}
+        outcomes.append(StrategyOutcome(found, None, sum(charges.values()), charges))
+    return found
 
 
 def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
@@ -475,7 +450,7 @@ def _methods_chosen(context: PlanningContext, final: Score | Train | Distil) -> 
     for step in Recipe(final, ()).steps():
         if isinstance(step, Train):
             role, who, n_labels = (
-                _settings_role(context, step.role, step.model),
+                settings_role(context, "teach" if step.learns_probabilities else step.role, step.model),
                 step.role,
                 step.n_labels - n_carved(step.dev),
             )
@@ -490,8 +465,11 @@ def _methods_chosen(context: PlanningContext, final: Score | Train | Distil) -> 
 
 
 def _assumed(context: PlanningContext, seller: str) -> str:
-    """Return the line of the receipt on the source and the assumed error rate of a seller's labels."""
+    """Return the line of the receipt on the source of a seller's labels, and the assumed error rate of replayed ones."""
     price, spec = context.offer(seller).price, context.request.seller(seller)
+    if spec is not None and spec.kind != REPLAY:
+        of = spec.chosen.get("model", "people, by files")
+        return f"{seller_words(seller)} labels: of {of} ({price.note or price.source})"
     rate = 0.0 if spec is None else spec.replay.error_rate
     wrong = f"replayed gold with {100 * rate:g} % wrong answers, which is an assumption"
     return f"{seller_words(seller)} labels: {wrong}, ${price.usd:f} each ({price.note or price.source})"

@@ -25,7 +25,7 @@ from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
 from outlay.plan.request import Request
 from outlay.plan.steps import Distil, Recipe, Score, Step, Teach, Train, n_carved
-from outlay.plan.strategies import NotAvailable, rival_of, strategy
+from outlay.plan.strategies import NotAvailable, decided, rival_of, strategy
 from outlay.study.known import KnownPoint
 from outlay.study.rivals import PlannedRun, rivals_of, tasks_without_rivals
 from outlay.study.work import LabelCount, StudyWork, count_labels, total_work
@@ -316,7 +316,7 @@ def _planned(
         reason = absent or (None if refuse else _too_small_a_pool(builder, request))
         if reason is None:
             context = builder.prepare(request).context
-            proposal = strategy(request.strategy).ask(context, [])
+            proposal = decided(strategy(request.strategy), context)
             if isinstance(proposal, Recipe):
                 at_most, notes = Quoter(context).total_micros(proposal.final), tuple(context.lowered)
                 if proposal.is_pilot:

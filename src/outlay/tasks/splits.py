@@ -14,7 +14,8 @@ from outlay.tasks.example import Example, seeded_order
 
 @dataclass(frozen=True)
 class SeededOrder:
-    """Train, dev and pool in their seeded orders; the test split as it lies. Shared by runs, so never changed."""
+    """Train, dev and pool in their seeded orders; the test split as it lies, in an order of its own where its labels are bought.
+    Shared by runs, so never changed."""
 
     train: list[Example]
     dev: list[Example]
@@ -22,17 +23,33 @@ class SeededOrder:
     test: list[Example]
     n_owned: int = 0
     """Train rows whose labels are owned: the first ones, in the seed's order among themselves."""
+    buys_test: bool = False
+    """Test labels are bought: fewer rows are then the first ones of more."""
     _slices: dict[tuple[int, int], str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def of(cls, data: TaskData, seed: int, fold: frozenset[str] = frozenset()) -> SeededOrder:
-        """Return the rows of ``data`` in the order of ``seed``; ``fold``: ids of the owned rows that come before the others."""
+    def of(
+        cls,
+        data: TaskData,
+        seed: int,
+        fold: frozenset[str] = frozenset(),
+        *,
+        dev_seed: int | None = None,
+        buys_test: bool = False,
+    ) -> SeededOrder:
+        """Return the rows of ``data`` in the order of ``seed``.
+
+        ``fold``: ids of the owned rows that come before the others; ``dev_seed``: of the order of dev rows, ``None`` = ``seed``;
+        ``buys_test``: the labels of the test split are bought.
+        """
         pool = _ordered([example for part in data.pool for example in part.examples], seed)
         owned = [row for row in data.train if row.id in data.owned]
         others = [row for row in data.train if row.id not in data.owned] if owned else data.train
         kept, rest = [row for row in owned if row.id in fold], [row for row in owned if row.id not in fold]
         train = [*_ordered(kept, seed), *_ordered(rest, seed), *_ordered(others, seed)]
-        return cls(train, _ordered(data.dev, seed), pool, data.test, len(owned))
+        dev = _ordered(data.dev, seed if dev_seed is None else dev_seed)
+        test = _ordered(data.test, 0) if buys_test else data.test
+        return cls(train, dev, pool, test, len(owned), buys_test)
 
     @cached_property
     def train_digest(self) -> str:
@@ -48,7 +65,7 @@ class SeededOrder:
         """Return the test rows, or ``n`` of them at most: the same ones for every seed."""
         if n is None or n >= len(self.test):
             return self.test
-        return _ordered(self.test, 0)[:n]
+        return (self.test if self.buys_test else _ordered(self.test, 0))[:n]
 
     def test_digest(self, n: int | None = None) -> str:
         """Return the digest of `first_test`."""

@@ -215,13 +215,11 @@ def _seller_lines(task: Task) -> list[str]:
     kinds = {"replay": "gold labels, replayed", "files": "by files"}
     told = [f"{name} ({kinds.get(block.kind) or getattr(block, 'model', '')})" for name, block in task.sellers.items()]
     bought = [name for name, how in (("dev", task.dev), ("test", task.test)) if how == "bought"]
+    if not told and task.test == "given":
+        return []
     lines = [f"sold by {', '.join(told)}"] if told else []
-    lines += (
-        [f"those of {' and '.join(bought)} bought of {task.eval_seller}"]
-        if bought and (told or task.test != "given")
-        else []
-    )
-    return [f"  labels {' · '.join(lines)}"] if lines else []
+    lines += [f"those of {' and '.join(bought)} by {task.eval_seller}"] if bought else []
+    return [f"  labels {' · '.join(lines)}"]
 
 
 def _answers_shown(split: SplitProfile) -> str:

@@ -64,6 +64,8 @@ class ToLabel:
     def blocks(self) -> dict[str, dict[str, str]]:
         """Return the sellers as a task file has them."""
         llm = {"kind": "openai", "model": self.llm or ""} | ({} if self.url is None else {"base_url": self.url})
+        # Without people there are no labels to show as examples.
+        llm |= {} if PEOPLE in self.sellers else {"examples": "none"}
         known = {PEOPLE: {"kind": "files"}, LLM_NAME: llm}
         return {name: known[name] for name in self.sellers}
 

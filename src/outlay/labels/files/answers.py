@@ -27,7 +27,7 @@ from outlay.labels.files.order_folder import (
 )
 from outlay.text.delimited import DELIMITERS, BadTable, read_delimited
 from outlay.text.json_text import BadJson, parse_json
-from outlay.text.legible import did_you_mean, quoted
+from outlay.text.legible import quoted
 from outlay.text.text_file import read_text, suffix_of
 
 _USUAL = {".csv": ",", ".tsv": "\t"}
@@ -242,7 +242,7 @@ class _FileReader:
                 self._remark(line.number, item.id, what, "write a label if there is one")
             return None
         if item is None:
-            what = f"no item of this order has the id {quoted(name)}{did_you_mean(name, self._accepted.by_id)}"
+            what = f"no item of this order has the id {quoted(name)}"
             self._remark(line.number, name, what, "take the ids from the file that was given out")
             return None
         if self._is_of_another(line, item):

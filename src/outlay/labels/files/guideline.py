@@ -35,7 +35,7 @@ you this runs the same command again. What could not be read is listed in proble
 
 @dataclass(frozen=True, slots=True)
 class ReadLabel:
-    """What the text of a label cell was read as.
+    """Reading of the text of a label cell.
 
     ``label`` is ``None`` where it is no answer, and ``problem`` says why; ``note`` says how it was read where that is not as it
     was written.
@@ -48,7 +48,7 @@ class ReadLabel:
 
 @dataclass(frozen=True)
 class Guideline:
-    """What is asked of annotators: the task's name and kind, its label set, the instruction and the descriptions of labels."""
+    """Guideline for annotators: the task's name and kind, its label set, the instruction and the descriptions of labels."""
 
     task: str
     kind: Kind = "classification"

@@ -136,7 +136,7 @@ class Settled:
 
 @dataclass(frozen=True)
 class State:
-    """What became of an order.
+    """State of an order.
 
     ``n_given``: number of its items that were given out, the first ones; ``disputed``: ids of those that one more annotator has;
     ``settled``: what was delivered, by item id.

@@ -54,7 +54,7 @@ class Clock:
 class Asking:
     """Asks questions of one endpoint for one order, as many at once as ``concurrency`` says.
 
-    ``settle`` says what a received reply is worth. ``tell`` is told of long waits in one line. ``fatal``: errors after which
+    ``appraise`` says what a received reply is worth. ``tell`` is told of long waits in one line. ``fatal``: errors after which
     nothing more leaves.
     """
 
@@ -62,7 +62,7 @@ class Asking:
     journal: Journal
     order: str
     limits: Limits
-    settle: Callable[[Attempt, Question, Reply], Settled]
+    appraise: Callable[[Attempt, Question, Reply], Settled]
     concurrency: int = 8
     retries: Retries = field(default_factory=Retries)
     tell: Callable[[str], None] = silent
@@ -77,8 +77,8 @@ class Asking:
     ) -> Schedule:
         """Ask until nothing is left, the money has ended or the endpoint refuses; return the schedule with what came of it.
 
-        ``n_received``: replies that the endpoint has given before. ``report`` is called whenever something came; what it raises
-        ends the loop, and is raised once the requests under way have ended.
+        ``n_received``: replies that questions of the order got before. ``report`` is called whenever something came; what it
+        raises ends the loop, and is raised once the requests under way have ended.
 
         Raises:
             SellerError: the endpoint refuses all that it is asked.
@@ -159,7 +159,7 @@ class Asking:
         exchange = self.endpoint.exchange(question, due.key)
         if isinstance(exchange, Received):
             reply = self.journal.receive(attempt, exchange)
-            return exchange, self.settle(attempt, question, reply)
+            return exchange, self.appraise(attempt, question, reply)
         if isinstance(exchange, Failed):
             self.journal.fail(attempt, exchange)
         else:

@@ -123,7 +123,7 @@ class Batches:
 
         Returns whether answers were there at once: from a batch that was made before the journal was lost.
         """
-        n_before = self.journal.n_received
+        came_at_once = False
         for pack in self._packs(rows, allowance):
             name = key_of([self.order, [[key, len(self.journal.attempts(key))] for key, _ in pack]])[:32]
             requests = [(key, question.row, question.most) for key, question in pack]
@@ -132,11 +132,12 @@ class Batches:
             # One of this name is there where the journal was lost.
             if (state := self._found([name]).get(name)) is not None:
                 self._keep(name, state)
+                came_at_once = came_at_once or state.is_over
                 continue
             with _written(attempts, questions) as content:
                 file = self._uploaded(name, content)
             self._make(name, file, questions[0].path)
-        return self.journal.n_received > n_before
+        return came_at_once
 
     def waits_for(self, keys: Sequence[str]) -> str | None:
         """Return one line on the batches that open questions wait for; ``None`` where they wait for none."""
@@ -233,11 +234,13 @@ class Batches:
     ) -> Iterator[list[tuple[str, Question]]]:
         """Return questions by batches within the limits of size, whose worst case is taken from the allowance."""
         pack: list[tuple[str, Question]] = []
-        n_bytes = 0
-        for row in () if self._full else rows:
+        n_bytes, seen = 0, set[str]()
+        for asked in () if self._full else rows:
+            row = [each for each in asked if each[0] not in seen]  # rows of the same text are one question
             sizes = [len(_line(key, question)) for key, question in row]
             if not allowance.take(sum((self.prices.most(question.most) for _, question in row), Fraction(0))):
                 break
+            seen |= {key for key, _ in row}
             if pack and (len(pack) + len(row) > MAX_REQUESTS or n_bytes + sum(sizes) > MAX_BYTES):
                 yield pack
                 pack, n_bytes = [], 0

@@ -11,7 +11,7 @@ from fractions import Fraction
 from outlay.errors import SellerError
 from outlay.labels.allowance import Allowance
 from outlay.labels.annotator import Answer, Delivery, Order, RowResult
-from outlay.labels.llm.asking import Asking, Clock, Server
+from outlay.labels.llm.asking import Asking, Clock
 from outlay.labels.llm.batch_wire import BatchEndpoint
 from outlay.labels.llm.batches import Batches
 from outlay.labels.llm.billing import Bills, believed_usage
@@ -36,20 +36,19 @@ UNCLEAR = Reading(None, "the reply to a probe tells nothing")
 
 @dataclass(frozen=True)
 class Means:
-    """What an order is asked with: the model and how it is asked, the prices of its tokens, the endpoint and its limits.
+    """Model that an order is asked of, way to ask it, prices of its tokens, endpoint and limits.
 
-    ``connect`` opens the endpoint, where something is to be asked; ``connect_batches`` for batches, which have prices of their
-    own, ``None`` = those of ``prices``.
+    ``connect`` opens the endpoint, where something is to be asked; ``batch_prices``: those of requests in batches, ``None`` = as
+    those of single ones.
     """
 
     options: LlmOptions
     questioner: Questioner
     prices: TokenPrices
     limits: Limits
-    connect: Callable[[], Server]
+    connect: Callable[[], BatchEndpoint]
     tell: Callable[[str], None]
     clock: Clock
-    connect_batches: Callable[[], BatchEndpoint]
     batch_prices: TokenPrices | None = None
 
     @property
@@ -112,7 +111,7 @@ class Collection:
         retries = Retries(means.options.retries, means.options.unreadable_retries)
         self._bills = Bills(self.journal, means.prices, means.batch_prices)
         self._batches = Batches(
-            self.journal, self.order.id, means.asked_prices, means.connect_batches, retries, means.tell, means.clock
+            self.journal, self.order.id, means.asked_prices, means.connect, retries, means.tell, means.clock
         )
         self._usd = self.allowance.left
         self._readings: dict[tuple[str, int], Reading] = {}
@@ -175,10 +174,10 @@ class Collection:
                 self._n_probes += 1
                 due = Due(key, question, means.prices.most(question.most))
 
-                def settle(attempt: Attempt, asked: Question, reply: Reply, probe: Probe = step) -> Settled:
-                    return self._settled(attempt, asked, reply, None if _tells(probe, reply) else UNCLEAR)
+                def appraise(attempt: Attempt, asked: Question, reply: Reply, probe: Probe = step) -> Settled:
+                    return self._worth(attempt, asked, reply, None if _tells(probe, reply) else UNCLEAR)
 
-                self._asking(settle, PROBE_FATAL).ask([due], self.allowance, 0, lambda _: None)
+                self._asking(appraise, PROBE_FATAL).ask([due], self.allowance, 0, lambda _: None)
                 reply = self._probe_reply(step, key, skipped)
             if reply is None:
                 return None
@@ -205,11 +204,11 @@ class Collection:
         for example in self.order.examples:
             questions = self.means.questioner.ask(way, example)
             keys = [question.key(self.means.url) for question in questions]
-            others = [each for key in keys for each in self.journal.untaken(self.order.id, key)]
-            cost = sum(map(self._bills.cost, others), Fraction(0))
+            others = {key: self.journal.untaken(self.order.id, key) for key in keys if key not in taken}
+            cost = sum((self._bills.cost(each) for every in others.values() for each in every), Fraction(0))
             if not self.allowance.take(cost):
                 break
-            taken |= dict.fromkeys((each.key for each in others), example.id)
+            taken |= {key: example.id for key, every in others.items() if every}
             rows[example.id] = [self._known(question, key) for question, key in zip(questions, keys, strict=True)]
         self.journal.take_over(self.order.id, taken)
         return rows
@@ -261,30 +260,35 @@ class Collection:
 
     def _ask(self, rows: Mapping[str, Sequence[_Known]], report: Callable[[int], None]) -> None:
         """Ask the questions that are open, and note those that are given up."""
-        open_ones = [known for each in rows.values() for known in each if known.is_open]
+        every = [known for each in rows.values() for known in each]
+        open_ones = [known for known in every if known.is_open]
         left = Counter(known.question.row for known in open_ones)
-        row_of = {known.key: known.question.row for known in open_ones}
         n_rows, n_seen = len(rows) - len(left), 0
         report(n_rows)
         if not open_ones:
             return
+        # Rows with the same text are one question: it is asked once.
+        dues: dict[str, Due] = {}
+        rows_of: dict[str, list[str]] = {}
+        for known in open_ones:
+            most = self.means.prices.most(known.question.most)
+            dues.setdefault(known.key, Due(known.key, known.question, most, known.n_unreadable))
+            rows_of.setdefault(known.key, []).append(known.question.row)
 
         def progress(schedule: Schedule) -> None:
             nonlocal n_rows, n_seen
-            finished = schedule.finished[n_seen:]
-            n_seen += len(finished)
-            left.subtract(row_of[key] for key in finished)
-            n_rows += sum(left[row] == 0 for row in {row_of[key] for key in finished})
+            finished = [row for key in schedule.finished[n_seen:] for row in rows_of[key]]
+            n_seen = len(schedule.finished)
+            left.subtract(finished)
+            n_rows += sum(left[row] == 0 for row in set(finished))
             report(n_rows)
 
-        most = self.means.prices.most
-        dues = [Due(each.key, each.question, most(each.question.most), each.n_unreadable) for each in open_ones]
-        schedule = self._asking(self._answer_settled, DEFAULT_FATAL).ask(
-            dues, self.allowance, self.journal.n_received, progress
-        )
+        n_received = sum(known.reading is not None or known.n_unreadable > 0 for known in every)
+        asking = self._asking(self._appraised, DEFAULT_FATAL)
+        schedule = asking.ask(list(dues.values()), self.allowance, n_received, progress)
         self.journal.refuse(self.order.id, schedule.refused)
 
-    def _asking(self, settle: Callable[[Attempt, Question, Reply], Settled], fatal: Fatal) -> Asking:
+    def _asking(self, appraise: Callable[[Attempt, Question, Reply], Settled], fatal: Fatal) -> Asking:
         means = self.means
         retries = Retries(means.options.retries, means.options.unreadable_retries)
         return Asking(
@@ -292,7 +296,7 @@ class Collection:
             self.journal,
             self.order.id,
             means.limits,
-            settle,
+            appraise,
             means.options.concurrency,
             retries,
             means.tell,
@@ -301,10 +305,10 @@ class Collection:
             fatal,
         )
 
-    def _answer_settled(self, attempt: Attempt, question: Question, reply: Reply) -> Settled:
-        return self._settled(attempt, question, reply, self._read(attempt, question, reply))
+    def _appraised(self, attempt: Attempt, question: Question, reply: Reply) -> Settled:
+        return self._worth(attempt, question, reply, self._read(attempt, question, reply))
 
-    def _settled(self, attempt: Attempt, question: Question, reply: Reply, reading: Reading | None) -> Settled:
+    def _worth(self, attempt: Attempt, question: Question, reply: Reply, reading: Reading | None) -> Settled:
         prices, most = self.means.prices, question.most
         usage = believed_usage(reply.body, most, prices)
         usd = prices.most(most) if usage is None else prices.cost(usage)
@@ -341,8 +345,6 @@ class Collection:
         pairs.sort(key=lambda pair: pair[0].place)
         found = []
         for attempt, reading in pairs:
-            reply = self.journal.reply(attempt)
-            seconds = 0.0 if reply is None else reply.seconds
             row = known[0].question.row
             found.append(
                 Answer(
@@ -350,7 +352,7 @@ class Collection:
                     self.means.options.model,
                     reading.text,
                     reading.label,
-                    seconds,
+                    attempt.seconds,
                     reading.confidence,
                     reading.probabilities,
                 )

@@ -22,7 +22,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -47,8 +47,9 @@ BROKEN = "the journal is closed"
 class Attempt:
     """One request of a question: which order paid for it, for which row, and what became of it.
 
-    ``most``: tokens that it is billed at most, by name; ``why``: the reason of one that failed or is lost; ``batch``: name of the
-    batch that it left in, "" for a request of its own; ``at``: seconds since 1970.
+    ``most``: tokens that it is billed at most, by name; ``seconds``: from sending to the last byte of a reply; ``why``: the
+    reason of one that failed or is lost; ``batch``: name of the batch that it left in, "" for a request of its own; ``at``: time
+    of sending, in seconds since 1970.
     """
 
     key: str
@@ -58,6 +59,7 @@ class Attempt:
     most: Mapping[str, int]
     state: State = "sent"
     why: str = ""
+    seconds: float = 0.0
     place: tuple[int, int] = (0, 0)
     """Place in the file of the line that ended it: offset and length."""
     batch: str = ""
@@ -70,7 +72,7 @@ class Attempt:
 
 
 class Journal:
-    """What one endpoint was asked about one model. Open it with `open_journal`, or `read_journal` to look."""
+    """Record of what one endpoint was asked about one model. Open it with `open_journal`, or `read_journal` to look."""
 
     def __init__(self, path: Path, file: int, *, writable: bool) -> None:
         self._path = path
@@ -130,11 +132,6 @@ class Journal:
         """Attempts whose replies have come, in the order in which they came."""
         every = (attempt for attempts in self._attempts.values() for attempt in attempts)
         return sorted((each for each in every if each.state == "received"), key=lambda each: each.place)
-
-    @property
-    def n_received(self) -> int:
-        """Number of replies that have come."""
-        return len(self.received)
 
     def reply(self, attempt: Attempt) -> Reply | None:
         """Return the reply of an attempt, read from the file: an error too; ``None`` where nothing came."""
@@ -209,7 +206,7 @@ class Journal:
         places = self._append_all([_end_record(attempt, exchange) for attempt, exchange in ends])
         for (attempt, exchange), place in zip(ends, places, strict=True):
             if isinstance(exchange, Received):
-                attempt.place, attempt.state = place, "received"
+                attempt.place, attempt.state, attempt.seconds = place, "received", exchange.seconds
             else:
                 attempt.why = exchange.why
                 attempt.place, attempt.state = place, "failed" if isinstance(exchange, Failed) else "lost"
@@ -254,13 +251,20 @@ class Journal:
             self._queued.append(b"".join(lines))
             self._n_queued += 1
             mine = self._n_queued
-            while self._n_durable < mine:
-                self._check()
-                if self._syncing:
-                    self._changed.wait()
-                else:
-                    self._sync()
+        while not self._is_durable(mine):
+            self._sync()
         return places
+
+    def _is_durable(self, number: int) -> bool:
+        """Wait for whoever syncs; return whether a line is durable, and take the sync over where it is not."""
+        with self._changed:
+            while self._syncing and self._n_durable < number:
+                self._changed.wait()
+            if self._n_durable >= number:
+                return True
+            self._check()
+            self._syncing = True
+            return False
 
     def _check(self) -> None:
         if self._broken is not None:
@@ -268,24 +272,29 @@ class Journal:
 
     def _sync(self) -> None:
         """Write and sync all that is queued; the lock is free meanwhile, so that more can queue."""
-        batch, upto, self._queued, self._syncing = b"".join(self._queued), self._n_queued, [], True
-        start, failure = self._durable_end, None
-        self._changed.release()
+        with self._changed:
+            batch, upto, self._queued = b"".join(self._queued), self._n_queued, []
+        start = self._durable_end
+        failure: BaseException | None = None
         try:
             _write_all(self._file, batch)
             os.fdatasync(self._file)
-        except OSError as error:
+        except BaseException as error:  # Ctrl-C too: nobody may wait for ever
             failure = error
-        finally:
-            self._changed.acquire()
+            with suppress(OSError):
+                # Half a line in the middle of the file would be damage; at its end it is dropped.
+                os.ftruncate(self._file, start)
+        with self._changed:
             self._syncing = False
+            if failure is None:
+                self._durable_end, self._n_durable = start + len(batch), upto
+            else:
+                self._broken = getattr(failure, "strerror", None) or "a write was interrupted"
             self._changed.notify_all()
-        if failure is not None:
-            # Half a line in the middle of the file would be damage; at its end it is dropped.
-            self._broken = f"{failure.strerror}"
-            os.ftruncate(self._file, start)
+        if isinstance(failure, OSError):
             raise refused(self._path, failure.errno or 0) from failure
-        self._durable_end, self._n_durable = start + len(batch), upto
+        if failure is not None:
+            raise failure
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -323,7 +332,7 @@ class Journal:
             (state,) = (name for name in ENDS if name in record)
             attempt = self._attempts[record[state]][record["n"] - 1]
             attempt.state, attempt.why = state, record.get("why", "")
-            attempt.place = place
+            attempt.place, attempt.seconds = place, record.get("seconds", 0.0)
 
     def _add(self, attempt: Attempt) -> None:
         attempts = self._attempts.setdefault(attempt.key, [])

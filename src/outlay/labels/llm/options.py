@@ -106,7 +106,7 @@ class LlmOptions:
 
     @property
     def settings(self) -> Settings:
-        """What the bodies of requests are made from."""
+        """Return the settings that bodies of requests are made from."""
         temperature = self.temperature
         if temperature is None:
             temperature = 0.0 if self.samples == 1 else VARIED

@@ -94,7 +94,7 @@ class Questioner:
         """Return the most tokens of one question about a row, whichever way it will be asked."""
         shots = self._choose(example)
         bounds = [
-            most_tokens(body_of(_fullest(name), self.guideline, example, shots, self._settings), self._count)
+            most_tokens(body_of(_largest(name), self.guideline, example, shots, self._settings), self._count)
             for name in self._possible
         ]
         return TokenUsage(input=max(each.input for each in bounds), output=max(each.output for each in bounds))
@@ -112,8 +112,8 @@ class Questioner:
         return prices.cost(TokenUsage(input=n_input, output=n_output))
 
 
-def _fullest(name: WayName) -> Way:
-    """Return a way with every field that its bodies may have."""
+def _largest(name: WayName) -> Way:
+    """Return the form of a way with the longest body."""
     return Way(name, top_logprobs=TOP_LOGPROBS[0] if name == "schema" else 0)
 
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 LONG_WAIT = 120.0
 """Seconds from which a wait is told."""
 BUSY = frozenset({408, 409, 425, 429})
+NOT_THERE = 501
+"""Status of a server that never does what it is asked, of all from 500 on the only one that no waiting helps."""
 N_ALIKE = 5
 """Requests in a row that fail for good before the endpoint, not the rows, counts as the reason."""
 
@@ -44,14 +46,15 @@ class Fatal:
 
 
 _OUT_OF_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached", "invalid_api_key"})
-DEFAULT_FATAL = Fatal(frozenset({401, 402, 403, 404, 405}), _OUT_OF_MONEY | {"model_not_found"})
-PROBE_FATAL = Fatal(frozenset({401, 402}), _OUT_OF_MONEY)
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+DEFAULT_FATAL = Fatal(frozenset({401, 402, 403, 404, 405}) | _REDIRECTS, _OUT_OF_MONEY | {"model_not_found"})
+PROBE_FATAL = Fatal(frozenset({401, 402}) | _REDIRECTS, _OUT_OF_MONEY)
 """Of a request that tries what an endpoint has: that it has it not is an answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """What is asked again, how often, and after how long.
+    """Number of times that a question is asked again, and the waits before.
 
     ``failures``: times that a question is asked again after errors and lost requests; of an endpoint that is full or cannot be
     reached, those with no reply to anybody in between count. ``unreadable``: times after replies that cannot be read, each of
@@ -94,7 +97,7 @@ def n_of(usage: TokenUsage) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What a received reply is worth: dollars that it is billed, tokens it used, and why it cannot be read (``None``: it can).
+    """Worth of a received reply: dollars that it is billed, tokens it used, and why it cannot be read (``None``: it can).
 
     ``declined``: asking again is of no use.
     """
@@ -195,7 +198,7 @@ class Schedule:
         self.limits.learn(failed.headers, now)
         if failed.code in self.fatal.codes or failed.status in self.fatal.statuses:
             self.stop(SellerError(f"the endpoint refuses: {failed.why}; nothing is lost: put it right, then run again"))
-        elif failed.status is None or failed.status in BUSY or failed.status >= 500:
+        elif failed.status is None or failed.status in BUSY or (failed.status >= 500 and failed.status != NOT_THERE):
             self._busy(due, failed, now)
         elif self.n_received:
             self._refuse(due, failed.why)

@@ -15,7 +15,7 @@ from pathlib import Path
 from outlay.errors import SellerError, UnknownOrder
 from outlay.labels.allowance import Allowance
 from outlay.labels.annotator import Delivery, Order, RowCost, no_report
-from outlay.labels.llm.asking import Clock, Server
+from outlay.labels.llm.asking import Clock
 from outlay.labels.llm.batch_wire import BatchEndpoint
 from outlay.labels.llm.billing import believed_usage
 from outlay.labels.llm.collecting import Collection, Means
@@ -46,7 +46,6 @@ class LlmSeller:
         price: Price that a purchase is settled at, $1 per dollar of tokens; ``None``: the model's.
         count: Tokens of a text, for closer bounds than its bytes.
         calibration: Shares of the bounds that answers used before, see `calibrated`.
-        connect: Opens the endpoint when something is to be asked; ``None``: the one of the options.
         batch_prices: Prices of its tokens in batches; ``None``: the same.
         poll_seconds: Seconds between two looks at batches; ``None``: `collect` looks once and returns.
         tell: Told of long waits, one line each.
@@ -67,7 +66,6 @@ class LlmSeller:
         price: Price | None = None,
         count: Callable[[str], int] | None = None,
         calibration: Calibration | None = None,
-        connect: Callable[[], Server] | None = None,
         batch_prices: TokenPrices | None = None,
         poll_seconds: float | None = None,
         tell: Callable[[str], None] = _logger.warning,
@@ -82,9 +80,7 @@ class LlmSeller:
         self._calibration = calibration
         self._tell = tell
         self._poll_seconds = poll_seconds
-        self._endpoint: Server | None = None
-        self._batch_endpoint: BatchEndpoint | None = None
-        self._connect = connect or self._connected_batches
+        self._endpoint: BatchEndpoint | None = None
         self._clock = clock = clock or Clock()
         self._means = Means(
             options,
@@ -94,7 +90,6 @@ class LlmSeller:
             self._connected,
             tell,
             clock,
-            self._connected_batches,
             batch_prices,
         )
 
@@ -214,18 +209,13 @@ class LlmSeller:
             allowance.take(usd - look.left)
             self._close()
 
-    def _connected(self) -> Server:
+    def _connected(self) -> BatchEndpoint:
         if self._endpoint is None:
-            self._endpoint = self._connect()
+            options = self.options
+            self._endpoint = BatchEndpoint(options.base_url, options.api_key_env, options.timeout)
         return self._endpoint
 
-    def _connected_batches(self) -> BatchEndpoint:
-        if self._batch_endpoint is None:
-            options = self.options
-            self._batch_endpoint = BatchEndpoint(options.base_url, options.api_key_env, options.timeout)
-        return self._batch_endpoint
-
     def _close(self) -> None:
-        endpoint, self._endpoint, self._batch_endpoint = self._batch_endpoint, None, None
-        if endpoint is not None:
-            endpoint.close()
+        if self._endpoint is not None:
+            self._endpoint.close()
+            self._endpoint = None

@@ -213,6 +213,10 @@ class Endpoint:
     def _refused(self, status: int, body: bytes, headers: Mapping[str, str]) -> Failed:
         body = self._key.scrub_bytes(body)[:MAX_ERROR_BYTES]
         why = f"status {status}" + (f": {error_of(body)}" if body.strip() else "")
+        if status < 400:
+            why = (
+                f"status {status}: it redirects to {self._key.scrub(_line(headers.get('location', '')))}; give that URL"
+            )
         return Failed(why, status, _code_of(body), body, headers)
 
 
@@ -223,7 +227,12 @@ def _client(base_url: str, key: Secret, timeout: float) -> OpenAI:
         raise SellerError(
             "labels of a language model need the openai library; install it: pip install 'outlay[llm]'"
         ) from error
-    client = openai.OpenAI(api_key=key.reveal(), base_url=base_url, max_retries=0, timeout=timeout)
+    # No redirect is followed: it would carry the rows, and the key, elsewhere. Hence a plain URL never meets a certificate, and
+    # need not wait for the list of all authorities.
+    connections = openai.DefaultHttpxClient(verify=not base_url.startswith("http://"), follow_redirects=False)
+    client = openai.OpenAI(
+        api_key=key.reveal(), base_url=base_url, max_retries=0, timeout=timeout, http_client=connections
+    )
     # The client takes these from the environment, whatever server it speaks to.
     client.organization = client.project = None
     return client
