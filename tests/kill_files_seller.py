@@ -21,6 +21,7 @@ from tests.annotators import contrary, fill_in, folder_of, says, seller_in
 N_ROWS = 12
 STEP = 3
 """One in so many moments is tried."""
+GIVEN_OUT = ("README.txt", "answers", "annotator-1.jsonl", "annotator-2.jsonl")
 CALLS = ("rename", "replace", "mkdir", "fsync", "unlink")
 """Calls of the system that change what lies on the disk: the process may die before each of them."""
 
@@ -79,12 +80,21 @@ def dies_at(moment: int, folder: Path) -> bool:
     os._exit(0)
 
 
+def given_out(folder: Path) -> dict[str, bytes]:
+    """What all annotators get and none of them fills in here."""
+    there = [path for order in (folder / "orders").glob("order-*") for path in order.iterdir()]
+    return {path.name: path.read_bytes() if path.is_file() else b"" for path in there if path.name in GIVEN_OUT}
+
+
 def main(root: Path) -> None:
     expected = all_at_once(root / "once")
+    whole = given_out(root / "once")
     wrong: list[int] = []
     moment = 1
     while dies_at(moment, root / str(moment)):
-        if in_parts(root / str(moment)) != expected:
+        # The folder of an order is complete or absent.
+        left = given_out(root / str(moment))
+        if (left and left != whole) or in_parts(root / str(moment)) != expected:
             wrong.append(moment)
         moment += STEP
     n_kills = (moment - 1) // STEP

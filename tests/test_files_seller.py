@@ -366,6 +366,18 @@ def test_answers_come_in_any_form_order_and_number_and_all_else_is_reported(tmp_
     assert "annotator-1.xlsx" not in {row["file"] for row in problems(folder)}
 
 
+def test_a_table_that_breaks_off_gives_its_whole_rows(tmp_path: Path) -> None:
+    seller, order = seller_in(tmp_path, Guideline("qa", "generation", ())), numbered(3)
+    path = given_out(seller, order) / "annotator-1.csv"
+    fill_in(path, lambda _: "a long answer")
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rindex(b"answer")])
+    assert collect(seller, order).labels == dict.fromkeys(order.rows[:2], "a long answer")
+    (row,) = problems(path.parent)
+    assert (row["line"], row["taken"]) == ("4", "no")
+    assert "half-written" in row["way out"]
+
+
 def test_two_files_of_one_annotator_that_differ_count_for_nothing_until_they_agree(tmp_path: Path) -> None:
     seller, order = seller_in(tmp_path), numbered(2)
     folder = given_out(seller, order)

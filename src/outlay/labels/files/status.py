@@ -69,18 +69,18 @@ def write_status(place: OrderFolder, known: Accepted, state: State, tally: Tally
     place.write_report(_status(place, known, state, tally).lines())
 
 
-def status(folder: Path) -> OrderStatus:
+def status(folder: str | Path) -> OrderStatus:
     """Return the state of the order in a folder; nothing is written.
 
     Raises:
         UnknownOrder: there is no order, or its items were not given out.
         SellerError: its record cannot be read.
     """
-    place, known, state = _order_in(folder)
+    place, known, state = _order_in(Path(folder))
     return _status(place, known, state, read_tally(place, known, state))
 
 
-def close_order(folder: Path) -> OrderStatus:
+def close_order(folder: str | Path) -> OrderStatus:
     """Close the order in a folder with the answers that are there; those that come later do not count.
 
     The next run of the seller delivers it: an item without an answer is refused.
@@ -90,9 +90,9 @@ def close_order(folder: Path) -> OrderStatus:
         SellerError: its record cannot be read.
         StoreError: the folder cannot be written.
     """
-    place, known, _ = _order_in(folder)
+    place, known, _ = _order_in(Path(folder))
     with place.locked():
-        _, _, state = _order_in(folder)
+        _, _, state = _order_in(Path(folder))
         state = replace(state, is_closed=True)
         tally = read_tally(place, known, state)
         # What is there now is what was taken: an answer that comes before the seller looks again does not count.
