@@ -178,8 +178,9 @@ def bought_by_processes(folder: Path, n: int, points: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("path", ["/files", "/batches"])
 @pytest.mark.parametrize("fault", ["reset_after", "500", "html_200", "truncated"])
 def test_a_call_that_fails_makes_nothing_twice(path: str, fault: str, tmp_path: Path, till: Cashier) -> None:
-    """Each call about files or batches fails every other time, some after the provider has done what it was asked."""
-    till.set_faults(Faults(first=(fault, None) * 12, on=(path,)))
+    """Calls to upload, make, list, look and download fail, by some faults after the provider has done what it was asked."""
+    first = {"/files": (fault, None, None, fault), "/batches": (fault, None, fault, None, None, fault)}
+    till.set_faults(Faults(first=first[path], on=(path,)))
     got = bought(batcher(till.base_url, tmp_path, poll_seconds=1.0), order(5))
     assert is_whole(got, 5)
     assert got.quantity == till.billed
@@ -220,7 +221,7 @@ def test_the_answered_half_is_kept_and_the_rest_is_asked_again(outcome: str, tmp
     ("batching", "why"),
     [
         (Batching(polls=1, expired=0.5), "This request could not be executed before the completion window expired."),
-        (Batching(polls=1, failed=0.5), "status 500: The server had an error"),
+        (Batching(polls=1, failed=0.5), "status 500: 'The server had an error"),
         (Batching(polls=1, invalid=True), "was turned down: invalid_batch: 12 requests"),
     ],
 )
@@ -298,9 +299,7 @@ def test_what_the_endpoint_refuses_is_the_endpoints_fault_where_all_is(tmp_path:
     seller = batcher(till.base_url, tmp_path)
     bought(seller, order(6))
     till.settings = replace(till.settings, rejects=["response_format"])
-    with pytest.raises(
-        SellerError, match=r"refuses all 6 requests of batch batch_0.*status 400: Unsupported"
-    ) as refused:
+    with pytest.raises(SellerError, match=r"refuses all 6 requests of batch batch_0.*status 400: .Unsupp") as refused:
         seller.collect(order(6), Allowance(RICH))
     assert "\n" not in str(refused.value)
     till.settings = replace(till.settings, rejects=[])
@@ -383,7 +382,7 @@ def test_an_endpoint_without_batches_is_told(tmp_path: Path, till: Cashier, monk
         raise Refusal(404, "not_found", f"Invalid URL ({asked.method} /v1{asked.path})")
 
     monkeypatch.setattr(till._desk, "handle", gone)
-    with pytest.raises(SellerError, match=r"does not list batches \(status 404: Invalid URL.*choose tier standard"):
+    with pytest.raises(SellerError, match=r"does not list batches \(status 404: .Invalid URL.*choose tier standard"):
         bought(batcher(till.base_url, tmp_path), order(1))
     got = bought(batcher(till.base_url, tmp_path, tier="standard"), order(1))
     assert is_whole(got, 1)

@@ -109,12 +109,16 @@ class BatchEndpoint(Endpoint):
 
         def download() -> IO[bytes]:
             kept = tempfile.TemporaryFile()  # noqa: SIM115
-            with self._client.files.with_streaming_response.content(
-                file, timeout=max(self._timeout, SLOW_SECONDS)
-            ) as response:
-                for chunk in response.iter_bytes():
-                    kept.write(chunk)
-            kept.seek(0)
+            try:
+                with self._client.files.with_streaming_response.content(
+                    file, timeout=max(self._timeout, SLOW_SECONDS)
+                ) as response:
+                    for chunk in response.iter_bytes():
+                        kept.write(chunk)
+                kept.seek(0)
+            except BaseException:
+                kept.close()
+                raise
             return kept
 
         came = self._call(download)

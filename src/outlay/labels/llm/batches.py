@@ -80,10 +80,8 @@ class Batches:
             state = found.get(name) if batch is None else self._retrieved(batch)
             if batch is not None and state is None:
                 self._end_rest(name, Lost(f"the provider does not know batch {batch} any more"))
-            elif state is not None and state.is_over:
-                self._take_in(name, state)
             elif state is not None:
-                self._here[name] = state
+                self._keep(name, state)
 
     def is_waiting(self, key: str) -> bool:
         """Return whether a question is in a batch that is being answered."""
@@ -258,7 +256,8 @@ class Batches:
         self._keep(name, _fine(state, "make a batch"))
 
     def _keep(self, name: str, state: BatchState) -> None:
-        self.journal.name_batch(name, state.id)
+        if self.journal.batch_id(name) is None:
+            self.journal.name_batch(name, state.id)
         if state.is_over:
             self._take_in(name, state)
         else:
