@@ -1,10 +1,7 @@
-"""A seller that asks in batches, for tests; ``python -m tests.llm_batching URL FOLDER ROWS POINT`` buys and dies at a point."""
+"""A seller that asks in batches, for tests, and the moments at which its process may end."""
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
@@ -83,17 +80,3 @@ def dying(point: str, die: Callable[[], None]) -> dict[str, Callable[..., object
             yield line
 
     return {name: dies}
-
-
-def main() -> None:
-    """Buy rows, and be killed at a point; without one print the exact dollars and the number of labels."""
-    url, folder, n, point = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    if point:
-        for name, method in dying(point, lambda: os.kill(os.getpid(), signal.SIGKILL)).items():
-            setattr(BatchEndpoint, name, method)
-    got = bought(batcher(url, folder, poll_seconds=1.0), order(n))
-    print(got.quantity, len(got.labels))
-
-
-if __name__ == "__main__":
-    main()

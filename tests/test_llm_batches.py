@@ -5,12 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -151,32 +148,29 @@ def test_whatever_dies_when_there_is_one_batch(
     assert set(asked_in_batches(till).values()) == {1}
 
 
-def test_a_process_killed_amid_a_download_asks_for_nothing_twice(tmp_path: Path) -> None:
-    bought_by_processes(tmp_path, 12, POINTS[-1:])
-
-
-@pytest.mark.slow
-def test_500_rows_killed_at_every_point_are_one_batch(tmp_path: Path) -> None:
-    bought_by_processes(tmp_path, 500, POINTS)
-
-
-def bought_by_processes(folder: Path, n: int, points: tuple[str, ...]) -> None:
-    """Buy rows in processes that are killed, one per point, and by a last one that is not."""
-    with cashier_process(folder / "far", SETTINGS) as far:
-        for point in (*points, ""):
-            command = [sys.executable, "-m", "tests.llm_batching", far.base_url, str(folder), str(n), point]
-            ended = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert ended.returncode == (-signal.SIGKILL if point else 0), ended.stderr
+@pytest.mark.parametrize(
+    ("n", "points"), [(12, POINTS[-1:]), pytest.param(500, (*POINTS, *POINTS[-1:]), marks=pytest.mark.slow)]
+)
+def test_processes_killed_at_every_point_make_one_batch(n: int, points: tuple[str, ...], tmp_path: Path) -> None:
+    """Each point kills a process; the last life is nobody's to end."""
+    with cashier_process(tmp_path / "far", SETTINGS) as far:
+        assert [ending_of_a_life(point, far.base_url, tmp_path, n) for point in points] == [signal.SIGKILL] * len(
+            points
+        )
+        got = bought(batcher(far.base_url, tmp_path, poll_seconds=1.0), order(n))
         books = far.books
-    usd, n_labels = ended.stdout.split()
-    assert (Fraction(usd), int(n_labels)) == (books.billed, n)
+    assert is_whole(got, n)
+    assert got.quantity == books.billed
+    assert got.cash_micros == books.billed_micros
     assert [line.tier for line in books.bill] == ["default", *["batch"] * n]
     paths = Counter((asked.method, asked.path) for asked in books.requests)
     assert (paths["POST", "/files"], paths["POST", "/batches"]) == (1, 1)
 
 
 @pytest.mark.parametrize("path", ["/files", "/batches"])
-@pytest.mark.parametrize("fault", ["reset_after", "500", "html_200", "truncated"])
+@pytest.mark.parametrize(
+    "fault", ["reset_after", "html_200", *(pytest.param(name, marks=pytest.mark.slow) for name in ("500", "truncated"))]
+)
 def test_a_call_that_fails_makes_nothing_twice(path: str, fault: str, tmp_path: Path, till: Cashier) -> None:
     """Calls to upload, make, list, look and download fail, by some faults after the provider has done what it was asked."""
     first = {"/files": (fault, None, None, fault), "/batches": (fault, None, fault, None, None, fault)}
@@ -195,6 +189,20 @@ def test_a_batch_is_found_without_its_journal(tmp_path: Path, till: Cashier) -> 
     assert len(till.batches) == 1
     # But for the probe, which was sent again.
     assert got.quantity == till.billed - first.quantity
+
+
+def ending_of_a_life(point: str, url: str, folder: Path, n: int) -> int:
+    """Buy rows in a child that is killed at a point, and return the signal that ended it."""
+    child = os.fork()
+    if not child:
+        try:
+            for name, method in dying(point, lambda: os.kill(os.getpid(), signal.SIGKILL)).items():
+                setattr(BatchEndpoint, name, method)
+            bought(batcher(url, folder, poll_seconds=1.0), order(n))
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
 # --- what became of the requests ----------------------------------------------------------------------------------------
@@ -382,7 +390,9 @@ def test_an_endpoint_without_batches_is_told(tmp_path: Path, till: Cashier, monk
         raise Refusal(404, "not_found", f"Invalid URL ({asked.method} /v1{asked.path})")
 
     monkeypatch.setattr(till._desk, "handle", gone)
-    with pytest.raises(SellerError, match=r"does not list batches \(status 404: .Invalid URL.*choose tier standard"):
+    with pytest.raises(
+        SellerError, match=r"does not upload a file of requests \(status 404: .Invalid URL.*choose tier standard"
+    ):
         bought(batcher(till.base_url, tmp_path), order(1))
     got = bought(batcher(till.base_url, tmp_path, tier="standard"), order(1))
     assert is_whole(got, 1)

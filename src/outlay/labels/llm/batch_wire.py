@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
-from outlay.labels.llm.wire import Endpoint, Failed, Lost
+from outlay.labels.llm.wire import MAX_BODY_BYTES, Endpoint, Failed, Lost
 
 T = TypeVar("T")
 
@@ -105,7 +106,7 @@ class BatchEndpoint(Endpoint):
         return self._call(find)
 
     def download(self, file: str) -> Iterator[bytes] | Failed | Lost:
-        """Return the lines of a file once it is here whole, without the API key should a server repeat it."""
+        """Return the answers in a file, one a line, once it is here whole; stars for the API key, should a server repeat it."""
 
         def download() -> IO[bytes]:
             kept = tempfile.TemporaryFile()  # noqa: SIM115
@@ -115,7 +116,7 @@ class BatchEndpoint(Endpoint):
                 ) as response:
                     for chunk in response.iter_bytes():
                         kept.write(chunk)
-                kept.seek(0)
+                _check_answers(kept)
             except BaseException:
                 kept.close()
                 raise
@@ -155,6 +156,19 @@ class BatchEndpoint(Endpoint):
             return self._broken(error)
         except Exception as error:  # a page in place of an object, a file cut short
             return Lost(f"no reply that can be read: {type(error).__name__}")
+
+
+def _check_answers(file: IO[bytes]) -> None:
+    """Raise ValueError for a file whose first or last line is no answer: a page in its place, or a part of it; rewind it."""
+    end = file.seek(0, 2)
+    file.seek(0)
+    first = file.readline()
+    file.seek(max(0, end - MAX_BODY_BYTES))
+    *_, last = file.read().rstrip(b"\n").rsplit(b"\n", 1)
+    for line in (first, last):
+        if "custom_id" not in json.loads(line):
+            raise ValueError("no answer to a request of ours")
+    file.seek(0)
 
 
 def _newer(items: Iterable[Any], since: float) -> Iterator[Any]:

@@ -275,12 +275,12 @@ class Batches:
         if not names:
             return {}
         found = self._patiently(lambda: self.connect().find_batches(names, self._since(names)))
-        return _fine(found, "list batches")
+        return {} if isinstance(found, Failed) else found
 
     def _found_file(self, name: str, content: IO[bytes]) -> str:
         n_bytes = content.seek(0, 2)
         found = self._patiently(lambda: self.connect().find_file(_file_name(name), n_bytes, self._since([name])))
-        return _fine(found, "list files")
+        return "" if isinstance(found, Failed) else found
 
     def _since(self, names: Sequence[str]) -> float:
         """Return the time down to which lists are read: a name may be older where the journal was lost."""
