@@ -404,7 +404,6 @@ def test_what_raises_in_a_report_ends_the_asking_and_keeps_what_came(tmp_path: P
         ({"way": "chatt"}, "did you mean chat"),
         ({"samples": 0}, "samples is 0; give 1 to 100"),
         ({"concurrency": 1000}, "concurrency is 1000"),
-        ({"tier": "batch"}, "batch"),
         ({"temperature": 3.0}, "temperature is 3"),
     ],
 )

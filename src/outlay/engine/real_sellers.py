@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from outlay.errors import UsageError
+from outlay.errors import UnknownItem, UsageError
 from outlay.labels.files.guideline import Guideline as FilesGuideline
 from outlay.labels.files.seller import FileSeller
 from outlay.labels.llm.options import LlmOptions
@@ -40,19 +40,31 @@ def files_seller(
 
 
 def llm_seller(
-    block: OpenAISeller, task: Task, book: PriceBook, seed: int, asked: Path, examples: Sequence[Example]
+    block: OpenAISeller,
+    task: Task,
+    book: PriceBook,
+    seed: int,
+    asked: Path,
+    examples: Sequence[Example],
+    poll_seconds: float | None = None,
 ) -> LlmSeller:
     """Return a language model whose journals lie in ``asked``; ``examples``: labelled rows that it is shown.
+
+    ``poll_seconds``: seconds between two looks at batches, ``None`` = one look.
 
     Raises:
         UnknownItem: no price for the tokens of the model.
         SellerError: an option outside its limits.
     """
     item = block.model if block.price_item is None else block.price_item
+    batch_prices: TokenPrices | None
     if item == FREE:
-        prices, bill = TokenPrices.free(), token_bill(block.model)
+        prices, bill, batch_prices = TokenPrices.free(), token_bill(block.model), None
     else:
-        prices, bill = token_prices(book, item, block.tier), token_bill(priced_model(book, item, block.tier))
+        bill = token_bill(priced_model(book, item, block.tier))
+        # A batch begins with a request of its own, and rows of one tier may have been bought at another.
+        prices = token_prices(book, item, "standard" if block.tier == "batch" else block.tier)
+        batch_prices = _batch_prices(book, item, block.tier)
     options = LlmOptions(
         model=block.model,
         base_url=block.base_url,
@@ -68,7 +80,26 @@ def llm_seller(
         requests_per_minute=block.requests_per_minute,
         tokens_per_minute=block.tokens_per_minute,
     )
-    return LlmSeller(options, guideline_of(task), prices, asked, shots=shots_of(examples), price=bill)
+    return LlmSeller(
+        options,
+        guideline_of(task),
+        prices,
+        asked,
+        shots=shots_of(examples),
+        price=bill,
+        batch_prices=batch_prices,
+        poll_seconds=poll_seconds,
+    )
+
+
+def _batch_prices(book: PriceBook, item: str, tier: str) -> TokenPrices | None:
+    """Return the prices of batches; ``None`` where the book has none and none is made."""
+    try:
+        return token_prices(book, item, "batch")
+    except UnknownItem:
+        if tier == "batch":
+            raise
+        return None
 
 
 def guideline_of(task: Task) -> Guideline:

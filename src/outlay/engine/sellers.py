@@ -84,7 +84,7 @@ def block_of(spec: SellerSpec) -> SellerBlock:
 
 @dataclass(frozen=True, slots=True)
 class People:
-    """How answers of people are waited for.
+    """How answers that take hours are waited for: those of people, and of batches.
 
     ``poll_seconds``: seconds between two looks, ``None`` = one look; ``takes``: orders are closed with what has come.
     """
@@ -133,7 +133,7 @@ def make_seller(
         if isinstance(block, FilesSeller):
             return files_seller(block, task, book, place.orders, place.people.poll_seconds, place.people.takes)
         assert isinstance(block, OpenAISeller)
-        return llm_seller(block, task, book, seed, place.asked, examples)
+        return llm_seller(block, task, book, seed, place.asked, examples, place.people.poll_seconds)
     options = spec.replay
     return Replay(
         _gold(rows, task),

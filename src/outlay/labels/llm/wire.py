@@ -188,11 +188,7 @@ class Endpoint:
         except openai.APIStatusError as error:
             return self._refused(error.status_code, error.response.content, _headers(error.response.headers))
         except openai.APIConnectionError as error:
-            cause = type(error.__cause__).__name__
-            why = self._key.scrub(_line(str(error.__cause__ or error))) or cause
-            if cause in NOT_SENT:
-                return Failed(f"cannot connect to {self.base_url}: {why}")
-            return Lost(f"no reply in {self._timeout:g} s" if "Timeout" in cause else f"connection lost: {why}")
+            return self._broken(error)
         except Exception as error:  # a body that cannot be unpacked, a redirect without end
             return Lost(f"no reply that can be read: {type(error).__name__}")
         return self._read(response.http_response, start)
@@ -213,6 +209,14 @@ class Endpoint:
             response.close()
         seconds = round(time.monotonic() - start, 6)
         return Received(response.status_code, self._key.scrub_bytes(bytes(body)), seconds, _headers(response.headers))
+
+    def _broken(self, error: Exception) -> Failed | Lost:
+        """Return what an error of the connection means."""
+        cause = type(error.__cause__).__name__
+        why = self._key.scrub(_line(str(error.__cause__ or error))) or cause
+        if cause in NOT_SENT:
+            return Failed(f"cannot connect to {self.base_url}: {why}")
+        return Lost(f"no reply in {self._timeout:g} s" if "Timeout" in cause else f"connection lost: {why}")
 
     def _refused(self, status: int, body: bytes, headers: Mapping[str, str]) -> Failed:
         body = self._key.scrub_bytes(body)[:MAX_ERROR_BYTES]
