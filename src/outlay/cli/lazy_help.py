@@ -27,6 +27,20 @@ NOT_SHOWN = ("--here", "--lr", "--warmup")
 """Further names of options, older or shorter, that are read and stand on no help page."""
 
 
+MAY_STAND_ALONE = {"--wait": "10"}
+"""Options whose value may be left out, with the value that they have then."""
+
+
+def with_values(args: Sequence[str]) -> list[str]:
+    """Return arguments with a value behind each option of `MAY_STAND_ALONE` that has none."""
+    words: list[str] = []
+    for word, after in zip(args, [*args[1:], ""], strict=True):
+        words.append(word)
+        if word in MAY_STAND_ALONE and not after[:1].isdecimal():
+            words.append(MAY_STAND_ALONE[word])
+    return words
+
+
 class Command(TyperCommand):
     """Command that refuses a second value of a single-valued option, with a help page that lists options under headings."""
 
@@ -36,6 +50,7 @@ class Command(TyperCommand):
         Raises:
             UsageError: an option of `GIVEN_ONCE` is given twice.
         """
+        args = with_values(args)
         if not ctx.resilient_parsing:
             _, _, order = self.make_parser(ctx).parse_args(args=list(args))
             times = Counter(each.name for each in order if each.name in GIVEN_ONCE)

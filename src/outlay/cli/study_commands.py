@@ -29,6 +29,7 @@ from outlay.cli.run_options import (
     RunStore,
     ThisMachineOption,
 )
+from outlay.cli.seller_options import TakeOption, WaitOption
 from outlay.cli.terminal import console, echo, print_json, table_console
 from outlay.errors import UsageError
 from outlay.storage.paths import command_line, expand_path
@@ -84,6 +85,8 @@ def run(
     this_machine: ThisMachineOption = "cpu",
     machines: MachinesOption = None,
     cash_cap: CapOption = None,
+    wait: WaitOption = None,
+    take: TakeOption = False,
     precision: OtherPrecision = None,
     executor: ExecutorOption = "local",
     workers: StudyWorkers = None,
@@ -101,7 +104,7 @@ def run(
     from outlay.study.request import workplace
 
     refuse_several_processes()
-    own = PlaceOptions(data, prices, None, store, this_machine, machines, cash_cap)
+    own = PlaceOptions(data, prices, None, store, this_machine, machines, cash_cap, wait, take)
     setup = replace(own, max_student_mb=max_student_mb, max_ms=max_ms).setup()
     place = workplace(out or Path("outlay-runs"), setup)
     file = load_study(find_study(study))

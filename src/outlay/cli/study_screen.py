@@ -143,6 +143,7 @@ def status_lines(found: Status) -> list[str]:
     lines = [
         f"{found.header.name} ({found.header.title}){scale}: {total:,} points: {counts}",
         f"cash so far: {show_usd(found.cash_usd)}",
+        *found.label_lines,
         *(f"known: {n:,} {'point' if n == 1 else 'points'} of {file}" for file, n in found.n_known_by_file.items()),
     ]
     for held in found.held:

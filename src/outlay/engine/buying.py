@@ -9,10 +9,11 @@ driver's own thread writes to the ledger.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 from outlay.errors import LabelError, SellerError, UnknownOrder
 from outlay.labels.allowance import Allowance
@@ -36,7 +37,7 @@ class Purchase:
     """A purchase held for a run, with its rows and its seller.
 
     ``rows``: all rows of the split, in the seeded order; ``missing``: rows that were not settled when the purchase began;
-    ``most_quantity``: the quantity that its hold pays for, ``most_cash_micros`` the cash.
+    ``most_quantity``: the quantity that its hold pays for, ``most_cash_micros`` the cash; ``terms``: of its orders, for the log.
     """
 
     step: Buy
@@ -46,6 +47,7 @@ class Purchase:
     missing: Sequence[Example]
     most_quantity: Fraction = Fraction(0)
     most_cash_micros: int = 0
+    terms: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def wanted(self) -> Sequence[Example]:
@@ -115,7 +117,7 @@ def _receive(purchase: Purchase, purchases: SellerLog, order: Order, record: Ord
             f"{len(record.ordered):,} rows; ask the seller for them, then run again"
         )
     settled = tuple(filter(purchases.is_settled, record.ordered))
-    purchases.note([OrderRecord(record.order, record.payer, settled)])
+    purchases.note([replace(record, ordered=settled)])
 
 
 def _allowance(purchase: Purchase, purchases: SellerLog, due: Sequence[OrderRecord]) -> Allowance:
@@ -136,6 +138,9 @@ def _orders_at_seller(purchase: Purchase, purchases: SellerLog, wanted: set[str]
     """Return the open orders of these rows, of any payer."""
     noted = [record for record in purchases.open_orders if not wanted.isdisjoint(record.ordered)]
     examples = {row.id: row for row in purchase.rows} if noted else {}
+    if other := [record for record in noted if record.terms != purchase.terms]:
+        purchases.note([replace(record, terms=purchase.terms) for record in other])
+        noted = [purchases.orders[record.order] for record in noted]
     return [(Order.of(record.order, [examples[row] for row in record.ordered]), record) for record in noted]
 
 
@@ -166,7 +171,7 @@ def _send(purchase: Purchase, purchases: SellerLog) -> list[_Due]:
     size = purchase.seller.order_rows or max(1, len(missing))
     batches = [missing[start : start + size] for start in range(0, len(missing), size)]
     orders = [Order.of(key_of([purchase.step.series, [row.id for row in batch]]), batch) for batch in batches]
-    records = [OrderRecord(order.id, purchase.payer, order.rows) for order in orders]
+    records = [OrderRecord(order.id, purchase.payer, order.rows, purchase.terms) for order in orders]
     if records:
         purchases.note(records)
     for at, (order, record) in enumerate(zip(orders, records, strict=True)):
@@ -195,7 +200,7 @@ def _submit(seller: Annotator, order: Order, record: OrderRecord, purchases: Sel
 def _withdraw(purchases: SellerLog, records: Sequence[OrderRecord]) -> None:
     """Log that orders were never sent, so that their rows can be ordered again."""
     if records:
-        purchases.note([OrderRecord(record.order, record.payer, ()) for record in records])
+        purchases.note([replace(record, ordered=()) for record in records])
 
 
 def _check(seller: Annotator, order: Order, delivery: Delivery) -> None:

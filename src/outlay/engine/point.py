@@ -108,7 +108,7 @@ Notes = Annotated[
 ]
 _LATER = (
     *("notes", "methods", "max_labels", "test_rows", "ece"),
-    *("quality", "teacher_test", "teacher_ece", "teacher_quality", "label_errors"),
+    *("quality", "teacher_test", "teacher_ece", "teacher_quality", "label_errors", "label_sources"),
 )
 _TABLES = {"quality", "teacher_quality", "label_errors"}
 """Fields that JSON leaves out where they say nothing, as in points of before."""
@@ -130,6 +130,34 @@ class Reading:
     value: Score
     low: Score
     high: Score
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSource:
+    """Count the labels that one seller gave over all purchases of a run, and the rows that got none.
+
+    ``who``: model and host, or people; ``refused``: number of rows by the reason that no label came; ``n_lost``: requests that
+    may have been billed and whose replies never came.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _CONFIG
+
+    seller: Text
+    who: Text
+    n_labels: Count
+    refused: Mapping[str, Count] = field(default_factory=dict)
+    n_lost: Count = 0
+
+    @property
+    def troubles(self) -> str:
+        """Rows refused and requests lost in words, "; 3 refused: 2 x the model declined, 1 x ..."; empty without any."""
+        reasons = ", ".join(f"{n:,} x {reason}" for reason, n in self.refused.items())
+        refused = f"; {sum(self.refused.values()):,} refused: {reasons}" if reasons else ""
+        return refused + (f"; {self.n_lost:,} requests lost, booked at their worst case" if self.n_lost else "")
+
+    def line(self) -> str:
+        """Return one line: "llm: 120 labels of gpt-5-mini at api.openai.com (16 fixed examples); 2 refused: ..."."""
+        return f"{self.seller}: {self.n_labels:,} labels of {self.who}{self.troubles}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +250,8 @@ class PointResult:
     probabilities: no score, since smaller is better. ``quality`` says where the final model is right and wrong on the test split.
     ``teacher_test``, ``teacher_ece`` and ``teacher_quality`` are of the teacher, which is scored beside, at no charge.
     ``label_errors`` are training labels that are likely wrong, where a probe learned from them
-    (`outlay.metrics.quality.label_errors`). In JSON these are left out where there are none.
+    (`outlay.metrics.quality.label_errors`). ``label_sources``: who gave the labels that were no replayed ones. In JSON these are
+    left out where there are none.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _CONFIG
@@ -250,6 +279,7 @@ class PointResult:
     teacher_ece: Score | None = None
     teacher_quality: Quality | None = None
     label_errors: tuple[DoubtfulRow, ...] = ()
+    label_sources: tuple[LabelSource, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +359,7 @@ def _result_to_json(result: PointResult) -> dict[str, Any]:
         if record[name] is not None:
             told = {part: value for part, value in record[name].items() if value}
             record[name] = {part: list(each) if isinstance(each, tuple) else each for part, each in told.items()}
-    record |= {"notes": list(record["notes"]), "label_errors": list(record["label_errors"])}
+    record |= {name: list(record[name]) for name in ("notes", "label_errors", "label_sources")}
     return {name: value for name, value in record.items() if name not in _LATER or value not in (None, [])}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from outlay.errors import UnknownItem, UsageError
 from outlay.labels.files.guideline import Guideline as FilesGuideline
@@ -11,7 +12,7 @@ from outlay.labels.files.seller import FileSeller
 from outlay.labels.llm.options import LlmOptions
 from outlay.labels.llm.prompts import Guideline, Shot
 from outlay.labels.llm.seller import LlmSeller
-from outlay.money.amounts import PriceBook
+from outlay.money.amounts import Price, PriceBook
 from outlay.money.prices.tokens import TokenPrices, priced_model, token_bill, token_prices
 from outlay.tasks.example import Example
 from outlay.tasks.seller_blocks import FREE, FilesSeller, OpenAISeller
@@ -26,17 +27,44 @@ def files_seller(
     Raises:
         UnknownItem: no price for an answer.
     """
-    folder = orders / task.name
-    if block.folder is not None:
-        folder = (task.folder or Path()) / block.folder
     return FileSeller(
-        folder,
+        files_folder(block, task, orders),
         FilesGuideline(task.name, task.kind, task.labels, task.instruction, task.descriptions),
         book.label(task.price_item if block.price_item is None else block.price_item),
         redundancy=block.redundancy,
         poll_seconds=poll_seconds,
         takes=takes,
     )
+
+
+def files_folder(block: FilesSeller, task: Task, orders: Path) -> Path:
+    """Return the folder of the orders on people: below ``orders``, or the one that the task file names, beside it."""
+    return orders / task.name if block.folder is None else (task.folder or Path()) / block.folder
+
+
+class TokenTerms(NamedTuple):
+    """Prices of a model's tokens, those of batches (``None`` where there are none), and the price that purchases are settled at.
+
+    A batch begins with a request of its own, and rows of one tier may have been bought at another.
+    """
+
+    prices: TokenPrices
+    batch_prices: TokenPrices | None
+    bill: Price
+
+
+def token_terms(block: OpenAISeller, book: PriceBook) -> TokenTerms:
+    """Return the prices of a model's tokens.
+
+    Raises:
+        UnknownItem: no price for the tokens of the model.
+    """
+    item = block.model if block.price_item is None else block.price_item
+    if item == FREE:
+        return TokenTerms(TokenPrices.free(), None, token_bill(block.model))
+    bill = token_bill(priced_model(book, item, block.tier))
+    prices = token_prices(book, item, "standard" if block.tier == "batch" else block.tier)
+    return TokenTerms(prices, _batch_prices(book, item, block.tier), bill)
 
 
 def llm_seller(
@@ -48,7 +76,8 @@ def llm_seller(
     examples: Sequence[Example],
     poll_seconds: float | None = None,
 ) -> LlmSeller:
-    """Return a language model whose journals lie in ``asked``; ``examples``: labelled rows that it is shown.
+    """Return a language model whose journals lie in ``asked``; ``examples``: labelled rows that it is shown, fewer than the block
+    says where nobody labelled some.
 
     ``poll_seconds``: seconds between two looks at batches, ``None`` = one look.
 
@@ -56,22 +85,14 @@ def llm_seller(
         UnknownItem: no price for the tokens of the model.
         SellerError: an option outside its limits.
     """
-    item = block.model if block.price_item is None else block.price_item
-    batch_prices: TokenPrices | None
-    if item == FREE:
-        prices, bill, batch_prices = TokenPrices.free(), token_bill(block.model), None
-    else:
-        bill = token_bill(priced_model(book, item, block.tier))
-        # A batch begins with a request of its own, and rows of one tier may have been bought at another.
-        prices = token_prices(book, item, "standard" if block.tier == "batch" else block.tier)
-        batch_prices = _batch_prices(book, item, block.tier)
+    terms = token_terms(block, book)
     options = LlmOptions(
         model=block.model,
         base_url=block.base_url,
         api_key_env=block.api_key_env,
         way=block.way,
-        examples=block.examples,
-        n_examples=max(1, block.n_examples),
+        examples=block.examples if examples and block.n_examples else "none",
+        n_examples=max(1, min(block.n_examples, len(examples))),
         examples_seed=seed,
         samples=block.samples,
         max_answer_tokens=block.max_answer_tokens,
@@ -83,11 +104,11 @@ def llm_seller(
     return LlmSeller(
         options,
         guideline_of(task),
-        prices,
+        terms.prices,
         asked,
         shots=shots_of(examples),
-        price=bill,
-        batch_prices=batch_prices,
+        price=terms.bill,
+        batch_prices=terms.batch_prices,
         poll_seconds=poll_seconds,
     )
 

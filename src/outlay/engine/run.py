@@ -270,7 +270,7 @@ class RunExecution:
                 bought.files,
                 meta={"request": step.request(), "series": step.series, "what": describe(step)},
                 usage=dict(bought.usage),
-                circumstance={"human_seconds": bought.human_seconds},
+                circumstance=dict(bought.circumstance),
             )
             cash = self._cash_of(step, already_paid)
             self._settle(step, hold, artifact, bought.quantity, cash, reused)

@@ -9,9 +9,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 from outlay.engine.buying import Purchase
 from outlay.engine.prepare import PreparedRun
+from outlay.engine.purchase_terms import n_lost, terms_of
 from outlay.engine.sellers import Place
 from outlay.errors import SpendError
 from outlay.labels.purchases import (
@@ -57,7 +59,8 @@ class Unbought:
 
 @dataclass(frozen=True, slots=True)
 class PurchaseContent:
-    """What a purchase has bought: key and files of its artifact, its usage, the quantity billed, the human seconds of its series.
+    """What a purchase has bought: key and files of its artifact, its usage, the quantity billed, and its circumstance: the human
+    seconds of its series, and requests that were lost.
 
     A purchase without a label for each of its rows has a key of its own, by the labels it got.
     """
@@ -66,7 +69,7 @@ class PurchaseContent:
     files: Mapping[str, bytes]
     usage: Mapping[str, int | str]
     quantity: Fraction
-    human_seconds: float
+    circumstance: Mapping[str, float]
 
 
 class RunPurchases:
@@ -90,7 +93,12 @@ class RunPurchases:
         known, rows = self._log.read(step.series), self._prepared.rows_of(step.split)
         missing = [row for row in rows[step.start : step.stop] if not known.is_settled(row.id)]
         seller = self._prepared.seller_of(step, self._place, self._examples(step))
-        return Purchase(step, rows, seller, self._payer, missing)
+        return Purchase(step, rows, seller, self._payer, missing, terms=self._terms(step))
+
+    def _terms(self, step: Buy) -> dict[str, Any]:
+        prepared = self._prepared
+        spec = prepared.request.seller(step.seller)
+        return {} if spec is None else terms_of(spec, prepared.task, prepared.price_book, self._place)
 
     def _examples(self, step: Buy) -> list[Example]:
         """Return the rows that the seller of a purchase is shown, with their labels; a row that got none is left out."""
@@ -136,13 +144,14 @@ class RunPurchases:
         ``quote``: of all its labels; ``most``: the quantity that its hold pays for, ``None`` where all is paid. Of rows whose
         answers cost more than that, as other runs may have bought them, only the first ones are taken.
         """
-        known, seller = self._log.read(step.series), self._prepared.seller_of(step)
+        known = self._log.read(step.series)
+        seller = self._prepared.seller_of(step, self._place, self._examples(step))
         ids = self._ids(step)
-        seconds = sum(receipt.human_seconds for receipt in known.receipts)
+        circumstance: dict[str, float] = {"human_seconds": sum(receipt.human_seconds for receipt in known.receipts)}
         if seller.is_deterministic:
             lines = label_lines([(row, known.labels[row]) for row in ids])
             fixed = {"n_labels": step.n, "n_answers": int(quote.quantity)}
-            return PurchaseContent(step.key, {LABELS_FILE: lines}, fixed, quote.quantity, seconds)
+            return PurchaseContent(step.key, {LABELS_FILE: lines}, fixed, quote.quantity, circumstance)
         quantity, taken = Fraction(0), list[str]()
         for row in ids:
             billed = known.quantities.get(row, Fraction(0))
@@ -163,7 +172,9 @@ class RunPurchases:
         key = step.key
         if len(labels) < step.n:
             key = key_of({"of": step.key, "labels": hashlib.sha256(files[LABELS_FILE]).hexdigest()})
-        return PurchaseContent(key, files, usage, quantity, seconds)
+        orders = [each for each in known.orders.values() if not set(each.ordered).isdisjoint(taken)]
+        lost = n_lost([each.terms for each in orders], [each.order for each in orders], self._place.asked)
+        return PurchaseContent(key, files, usage, quantity, circumstance | ({"n_lost": lost} if lost else {}))
 
     def take_over(self, step: Buy, artifact: Artifact) -> None:
         """Add labels that another machine bought to the log of this one, from their artifact, so that none is bought twice."""
@@ -189,6 +200,13 @@ class RunPurchases:
 
     def _ids(self, step: Buy) -> list[str]:
         return [row.id for row in self._prepared.rows_of(step.split)[step.start : step.stop]]
+
+
+def refusals_of(artifact: Artifact) -> list[str]:
+    """Return the reasons of the rows that a purchase got no label for; none where prices are fixed."""
+    if not (artifact.path / BILL_FILE).is_file():
+        return []
+    return [why for _, _, why in parse_bill_lines(artifact.read_bytes(BILL_FILE)) if why is not None]
 
 
 def bounded(quote: Quote, most: Quote, room_micros: int) -> Quote:

@@ -36,7 +36,7 @@ PRICE_ITEMS = {LLM: "gpt-3.5-label/{task}"}
 """Default price items by the seller's name: the published prices of an LLM's labels (Kang et al. 2023, Appendix E)."""
 
 _NOBODY = {
-    LLM: "replays an LLM's labels, and how often they are wrong is for you to assume; give --llm-error-rate, such as 0.3"
+    LLM: "buys labels of an LLM, and none is named; name a model with --llm, or replay one with --llm-error-rate, such as 0.3"
 }
 """Refusals by the seller's name, for a strategy whose seller the request does not name."""
 
@@ -64,6 +64,15 @@ def spec_of(name: str, block: SellerBlock) -> SellerSpec:
     known = NAMES.get(name, name)
     options = block.model_dump(exclude={"kind"}, exclude_defaults=True)
     return SellerSpec.of(known, block.kind, options)
+
+
+def normal(spec: SellerSpec) -> SellerSpec:
+    """Return a seller under the name that requests have, without options at their defaults: one run, however it is written.
+
+    Raises:
+        UsageError: an unknown kind or option, or a value outside its limits; one line.
+    """
+    return spec if spec.kind == REPLAY else spec_of(spec.name, block_of(spec))
 
 
 def block_of(spec: SellerSpec) -> SellerBlock:
@@ -206,7 +215,8 @@ def chosen_sellers(
     if len(policy.sellers) > 1 and n_initial is None:
         raise UsageError(f"strategy {policy.name} needs to know how many labels people give; give --n-initial")
     known = {name: spec_of(name, block) for name, block in named_blocks(task).items()}
-    known |= {spec.name: spec for spec in asked if spec.name not in known or spec != SellerSpec(spec.name)}
+    given = [normal(spec) for spec in asked]
+    known |= {spec.name: spec for spec in given if spec.name not in known or spec != SellerSpec(spec.name)}
     for name in policy.sellers:
         if name not in known:
             way = _NOBODY.get(
@@ -218,8 +228,8 @@ def chosen_sellers(
     if people is not None and people.kind == REPLAY and not has_gold and HUMAN in policy.sellers:
         raise UsageError(
             f"strategy {policy.name} buys labels of people, who replay gold labels, and `data.train` of task {task.name} has no "
-            f"`target`; give it the column of the labels, name people of another kind (`sellers: {{{PEOPLE}: {{kind: files}}}}`), "
-            "or choose another strategy"
+            f"`target`; give it the column of the labels, name people of another kind (`sellers: {{{PEOPLE}: {{kind: files}}}}`),"
+            " or choose another strategy"
         )
     needed = {*policy.sellers}
     needed |= {seller_name(task.eval_seller)} if "bought" in (dev, task.test) else set()

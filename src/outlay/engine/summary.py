@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 from outlay.engine.outputs import Scoring, read_label_errors, read_scoring
-from outlay.engine.point import Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of
+from outlay.engine.point import LabelSource, Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of
 from outlay.engine.prepare import PreparedRun, RunBuilder
-from outlay.engine.run_purchases import words_on_short
+from outlay.engine.purchase_terms import count_reasons, words_on
+from outlay.engine.run_purchases import refusals_of, words_on_short
 from outlay.errors import OutlayError
 from outlay.hardware.precision import AUTO, kept_bf16_speed
 from outlay.metrics import main_score
@@ -96,6 +98,7 @@ class RunSummary:
             teacher_ece=None if taught is None else taught.ece,
             teacher_quality=None if taught is None else taught.quality(),
             label_errors=self._label_errors(recipes),
+            label_sources=self._label_sources(),
         )
 
     def _n_bought(self, step: Train, *, of_llm: bool) -> int:
@@ -108,6 +111,22 @@ class RunSummary:
         bought = [step for step in steps_of(recipes) if isinstance(step, Buy) and step.key in self.artifacts]
         short = [step for step in bought if self.artifacts[step.key].usage["n_labels"] < step.n]
         return [f"{describe(step)}{words_on_short(step, self.artifacts[step.key])}" for step in short]
+
+    def _label_sources(self) -> tuple[LabelSource, ...]:
+        """Return who gave the labels of all purchases that replayed none, a record for each seller."""
+        found: dict[str, LabelSource] = {}
+        for step in self.steps:
+            spec = self.prepared.request.seller(step.seller) if isinstance(step, Buy) else None
+            who = None if spec is None else words_on(spec)
+            if spec is None or who is None:
+                continue
+            artifact, before = self.artifacts[step.key], found.get(spec.name)
+            refused = count_reasons(refusals_of(artifact))
+            own = LabelSource(
+                spec.name, who, artifact.usage["n_labels"], refused, int(artifact.circumstance.get("n_lost", 0))
+            )
+            found[spec.name] = own if before is None else _together(before, own)
+        return tuple(found.values())
 
     def _label_errors(self, recipes: Sequence[Recipe]) -> tuple[DoubtfulRow, ...]:
         """Return the training labels that are likely wrong, by the first training of the last recipe that held rows out."""
@@ -265,6 +284,13 @@ def absent_point(request: Request, builder: RunBuilder, status: str, reason: str
 def _trains_of(recipes: Sequence[Recipe], steps: Sequence[Step]) -> list[Train]:
     """Return the trainings on labels of the last recipe, or of all steps where there is no recipe."""
     return [step for step in (recipes[-1].steps() if recipes else steps) if isinstance(step, Train)]
+
+
+def _together(one: LabelSource, other: LabelSource) -> LabelSource:
+    """Return the sums of two purchases from one seller."""
+    refused = Counter(one.refused) + Counter(other.refused)
+    counts = dict(sorted(refused.items(), key=lambda each: (-each[1], each[0])))
+    return replace(one, n_labels=one.n_labels + other.n_labels, refused=counts, n_lost=one.n_lost + other.n_lost)
 
 
 def _is_of_teacher(step: Step) -> bool:

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,21 @@ class PurchaseRecord:
 
 @dataclass(frozen=True, slots=True)
 class OrderRecord:
-    """One order in the log, written before the order is sent: its id, its payer, and the ids of its rows, in order."""
+    """One order in the log, written before the order is sent: its id, its payer, and the ids of its rows, in order.
+
+    ``terms``: what its bill can be worked out from again, of a seller whose answers cannot be had again: prices, and where it
+    keeps what came (`outlay.engine.seller_terms`).
+    """
 
     order: str
     payer: str
     ordered: tuple[str, ...]
+    terms: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the line of the record; terms are left out where there are none."""
+        plain = {"order": self.order, "payer": self.payer, "ordered": self.ordered}
+        return plain | ({"terms": dict(self.terms)} if self.terms else {})
 
 
 class PurchaseLog:
@@ -103,13 +113,18 @@ class PurchaseLog:
         finally:
             os.close(file)
 
+    @property
+    def series(self) -> list[str]:
+        """Every series that something was bought or ordered of."""
+        return sorted(path.stem for path in self._root.glob("*.jsonl"))
+
     def paid_by(self, payer: str) -> int:
         """Return the cash, in micro-dollars, that ``payer`` paid for labels of every series.
 
         Raises:
             StoreError: a file cannot be read.
         """
-        return sum(self.read(path.stem).paid_by(payer) for path in sorted(self._root.glob("*.jsonl")))
+        return sum(self.read(series).paid_by(payer) for series in self.series)
 
     def read(self, series: str) -> SellerLog:
         """Read the log of one series without waiting for its writer; nothing can be added to the result.
@@ -181,7 +196,7 @@ class SellerLog:
         Raises:
             StoreError: no room, or the disk refuses.
         """
-        self._write([asdict(order) for order in orders])
+        self._write([order.to_json() for order in orders])
         self.orders |= {order.order: order for order in orders}
 
     def _write(self, records: Sequence[Mapping[str, object]]) -> None:

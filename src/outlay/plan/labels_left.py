@@ -47,6 +47,8 @@ def _rows(context: PlanningContext) -> str:
     n = context.n_unlabelled()
     if not any(spec.kind == REPLAY and spec.name != OWNED for spec in context.request.sellers):
         return "they were given every row of `data.train`: add rows to it"
+    is_mixed = any(spec.kind != REPLAY for spec in context.request.sellers)
+    who = f"{HUMAN} replays" if is_mixed else "they replay"
     if not n:
-        return "so far they replay gold labels, and no pool row is without one"
-    return f"so far they replay gold labels, which {n:,} pool rows lack: label those and add them to `data.train`"
+        return f"so far {who} gold labels, and no pool row is without one"
+    return f"so far {who} gold labels, which {n:,} pool rows lack: label those and add them to `data.train`"

@@ -141,6 +141,8 @@ class Annotate:
         n_left = context.n_train - n_first
         if n_first and n_left < 1:
             most = f"of the {context.n_train:,} rows that can be labelled"
+            if len(self.sellers) == 1:
+                return NotAvailable(f"{n_first:,} labels shown to seller {seller} {most} leave it none; show it fewer")
             return NotAvailable(
                 f"--n-initial {n_first:,} {most} leaves none to an LLM; give at most {context.n_train - 1:,}"
             )

@@ -11,17 +11,17 @@ STRATEGY_WORDS = {
     "general_distill": "as annotate, for a student that was distilled before, on general text",
     "llm_annotate": "as annotate, with labels of an LLM",
     "mix": "N labels of people, then labels of an LLM",
-    "llm_teach": "as llm_annotate, and the student learns the LLM's probabilities, where it gives some",
-    "llm_distill": "as distill, with a teacher that learns from labels of an LLM",
+    "llm_teach": "as llm_annotate, and the student learns the LLM's probabilities where it gives them",
+    "llm_distill": "as distill, with labels of an LLM for the teacher",
 }
 """What each strategy of `outlay.plan.strategies` spends a budget on, by its name."""
 
 NEEDS = {
     "general_distill": ("--general-student",),
-    "llm_annotate": ("--llm-error-rate",),
-    "mix": ("--n-initial", "--llm-error-rate"),
-    "llm_teach": ("--llm-error-rate",),
-    "llm_distill": ("--llm-error-rate",),
+    "llm_annotate": ("--llm",),
+    "mix": ("--n-initial", "--llm"),
+    "llm_teach": ("--llm",),
+    "llm_distill": ("--llm",),
 }
 """Options of the command line that a strategy reads beside those of all."""
 

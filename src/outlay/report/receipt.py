@@ -15,6 +15,7 @@ from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
+from outlay.engine.point import LabelSource
 from outlay.engine.run_dir import RunDir, Timing
 from outlay.errors import HoldError
 from outlay.export.model_dir import MODEL_DIR, handed_over
@@ -184,6 +185,7 @@ def about_lines(request: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[
     if result["n_dev"]:
         source = "of the seed's fold" if request["dev"] == "folds" else request["dev"]
         lines.append(f"dev labels: {result['n_dev']:,} {source}")
+    lines += [f"labels: {LabelSource(**each).line()}" for each in result.get("label_sources", ())]
     if (test := result["test"]) is None:
         return (*lines, f"no score: {result['reason']}")
     dev = "" if result["dev"] is None else f"; dev score {result['dev']:.1f}"

@@ -16,6 +16,7 @@ from outlay.report.figures import Spec, figures, save
 from outlay.report.flat_files import write_points_csv, write_points_parquet
 from outlay.report.frontier import CostScore, frontier
 from outlay.report.grouping import lines_on_strategies, variant_names
+from outlay.report.label_sources import lines_on_sources
 from outlay.report.layouts import lay_out
 from outlay.report.quality_section import quality_sections
 from outlay.report.recommendation import TaskSummary, summarise, summary_lines
@@ -70,7 +71,10 @@ class StudyReport:
     @property
     def _explained_tables(self) -> list[Table]:
         """The tables, with a line on each strategy below the first one."""
-        told = lines_on_strategies(point.request for point in self.results.points)
+        told = (
+            *lines_on_strategies(point.request for point in self.results.points),
+            *lines_on_sources(self.results.points),
+        )
         return [replace(table, notes=(*told, *table.notes)) if i == 0 else table for i, table in enumerate(self.tables)]
 
     @cached_property

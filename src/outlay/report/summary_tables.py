@@ -25,7 +25,20 @@ from outlay.report.seed_means import latency_ms, mean_of, size_mb
 from outlay.report.table import Column, Heading, PlacedCell, Table, TableCell, TableRow, numbered, pivot
 from outlay.report.values import ABSENT, count, latency_text, money, size_text
 
-_COLUMNS = ("Budget", "Test", "Charge", "Labels", "Pool rows", "Teacher dev", "ECE", "Cash", "MB", "ms a row", "Seeds")
+_COLUMNS = (
+    "Budget",
+    "Test",
+    "Charge",
+    "Labels",
+    "LLM labels",
+    "Pool rows",
+    "Teacher dev",
+    "ECE",
+    "Cash",
+    "MB",
+    "ms a row",
+    "Seeds",
+)
 """Columns of the plain comparison, the score first; a column without a value in any row is left out."""
 
 _ECE_LEGEND = (
@@ -88,6 +101,7 @@ def _plain_cells(row: Group, seeds: Sequence[PointOutputs], tested: TableCell) -
     results = [point.result for point in row.ok]
     cash = [point.circumstance.cash_usd for point in row.ok]
     n_pool, dev = mean_of(result.n_pool for result in results), teacher_score(seeds)
+    n_llm = mean_of(result.n_llm_labels for result in results)
     errors = [result.ece for result in results]
     ece = None if None in errors else mean_of(error for error in errors if error is not None)
     # Folds are other rows for every seed, so that their mean rests on all of them.
@@ -97,6 +111,7 @@ def _plain_cells(row: Group, seeds: Sequence[PointOutputs], tested: TableCell) -
         "Budget": money(row.budget_usd),
         "Charge": money(charge_of(seeds)),
         "Labels": count(mean_of(result.n_labels for result in results)),
+        "LLM labels": count(n_llm) if n_llm else ABSENT,
         "Pool rows": count(n_pool) if n_pool else ABSENT,
         "Teacher dev": ABSENT if dev is None else f"{dev:.1f}{of_rows(n_dev)}",
         "ECE": ABSENT if ece is None else f"{ece:.1f}",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 
+from outlay.engine.sellers import People
 from outlay.errors import UsageError
 from outlay.export.model_dir import MODEL_DIR, check_place
 from outlay.money.amounts import PriceBook, parse_budget, plain_usd
@@ -102,6 +103,8 @@ class Setup:
         this_machine: price item of the machine that computes; its measured seconds are paid in cash.
         cash_cap: dollars of cash that all runs of a folder may take together.
         workers: steps at once; 1 = in this process.
+        wait: seconds between two looks at labels on order, until all are there; ``None`` = one look, and the run is ``waiting``.
+        take: close orders on people with the answers that are there.
         overwrite: replace the report of other runs in the folder; their ledger and files stay.
         max_student_mb: size of a model at most, in MB of float32 weights, that the summary may say to take.
         max_ms: milliseconds a row at most, likewise.
@@ -114,6 +117,8 @@ class Setup:
     this_machine: str = DEFAULT_MACHINE
     cash_cap: Dollars | None = None
     workers: int = 1
+    wait: float | None = None
+    take: bool = False
     overwrite: bool = False
     max_student_mb: float | None = None
     max_ms: float | None = None
@@ -121,6 +126,8 @@ class Setup:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UsageError(f"workers is {self.workers}; it must be at least 1")
+        if self.wait is not None and not 0 < self.wait < math.inf:
+            raise UsageError(f"the seconds between two looks at labels on order are {self.wait:g}; give more than 0")
         for name in ("max_student_mb", "max_ms"):
             if (most := getattr(self, name)) is not None and not 0 < most < math.inf:
                 raise UsageError(f"{name} is {most}; it must be above 0")
@@ -224,6 +231,7 @@ def workplace(out: AnyPath, setup: Setup) -> Workplace:
         machines=tuple(expand_path(path) for path in setup.machines),
         cash_cap_micros=None if setup.cash_cap is None else parse_budget(setup.cash_cap),
         n_workers=setup.workers,
+        people=People(setup.wait, setup.take),
         bounds=setup.bounds,
     )
 

@@ -23,6 +23,7 @@ from outlay.engine.point import Point, read_points, usd_of, write_points
 from outlay.engine.prepare import RunBuilder, precision_remarks
 from outlay.engine.run_dir import RunDir
 from outlay.engine.runner import Runner
+from outlay.engine.sellers import ONE_LOOK, People
 from outlay.engine.step_meter import seconds_at
 from outlay.engine.step_runner import Job, JobResult, JobRunner
 from outlay.engine.summary import absent_point
@@ -33,6 +34,7 @@ from outlay.money.amounts import Price, PriceBook
 from outlay.money.ledger import Ledger
 from outlay.plan.request import Request
 from outlay.plan.steps import describe
+from outlay.report.label_sources import lines_on_sources
 from outlay.report.receipt import receipt, render_text
 from outlay.report.results import ANY_SIZE, Bounds, Header, Results
 from outlay.storage.files import write_text
@@ -79,6 +81,8 @@ class Status:
     """Command that resumes the study; relative paths count from the folder where it was first given."""
     n_known_by_file: dict[str, int] = field(default_factory=dict)
     """Number of the points that were taken as known, by the file they came from; they count as ``ok`` too."""
+    label_lines: tuple[str, ...] = ()
+    """Who gave the labels so far that are no replayed ones, a line each."""
 
     @property
     def is_done(self) -> bool:
@@ -239,7 +243,8 @@ def status_of(folder: Path) -> Status:
             cash += ledger.balance(cell.run).total_cash_micros
             held += [] if ended or status == "waiting" else _held(ledger, folder, cell.run, cell.label)
     again = index.again(folder)
-    return Status(index.header, dict(counts), tuple(held), tuple(reasons), usd_of(cash), again, dict(files))
+    sources = tuple(lines_on_sources(points.values()))
+    return Status(index.header, dict(counts), tuple(held), tuple(reasons), usd_of(cash), again, dict(files), sources)
 
 
 def _held(ledger: Ledger, folder: Path, run: str, label: str) -> list[HeldCell]:
@@ -256,7 +261,7 @@ class Workplace:
 
     ``here``: price per hour of the machine that really computes, which cash is measured with; ``data_root``: folder of data sets;
     ``machines``: the user's own machine files; ``cash_cap_micros``: cash that all runs of the folder may take together;
-    ``n_workers``: steps at once, in this process where it is one.
+    ``n_workers``: steps at once, in this process where it is one; ``people``: how answers of people are waited for.
     """
 
     folder: Path
@@ -268,6 +273,7 @@ class Workplace:
     cash_cap_micros: int | None = None
     n_workers: int = 1
     bounds: Bounds = ANY_SIZE
+    people: People = ONE_LOOK
 
     def builder(self) -> RunBuilder:
         """Return a new builder of runs at these prices, on these data and machines."""
@@ -277,7 +283,7 @@ class Workplace:
 
     def runner(self) -> Runner:
         """Return the runner of the folder, with its ledger open; nothing is written yet."""
-        return Runner(self.folder, self.store, here=self.here, cash_cap_micros=self.cash_cap_micros)
+        return Runner(self.folder, self.store, here=self.here, cash_cap_micros=self.cash_cap_micros, people=self.people)
 
     def factory(self) -> StepRunnerFactory:
         """Return the factory of worker processes."""

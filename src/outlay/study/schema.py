@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from outlay.engine.seller_options import NO_KEY, llm_of
 from outlay.errors import MoneyError, UsageError
 from outlay.hardware.precision import without_auto
 from outlay.money.amounts import format_usd, parse_usd
@@ -21,7 +22,8 @@ from outlay.settings import (
     flat_settings,
     without_auto_method,
 )
-from outlay.tasks.yaml_file import NonEmpty, YamlBlock
+from outlay.tasks.seller_blocks import LLM_NAME, Examples, OpenAISeller, SellerBlock, Way
+from outlay.tasks.yaml_file import NonEmpty, Value, YamlBlock
 from outlay.text.legible import repeats
 from outlay.text.yaml_text import plain
 
@@ -114,19 +116,58 @@ class Models(YamlBlock):
 
 
 class LLM(YamlBlock):
-    """An LLM that sells labels, replayed: gold labels with errors, at their own price."""
+    """An LLM that sells labels: a model behind an endpoint, over the keys of the task's own, or one replayed from gold labels."""
 
     error_rate: float | None = Field(default=None, ge=0, le=1)
-    """Share of the LLM's labels that are wrong."""
+    """Share of the labels that are wrong, of an LLM that is replayed."""
+    model: Annotated[Value, Field(min_length=1)] | None = None
+    """Name of the model at its endpoint, such as ``gpt-5-mini``."""
+    url: NonEmpty | None = None
+    """Address of the endpoint."""
+    key_env: NonEmpty | None = None
+    """Environment variable that holds the key; ``none`` where the endpoint takes none."""
+    way: Way | None = None
+    """How it is asked: ``auto``, ``decisions``, ``systemone``, ``schema`` or ``chat``."""
+    examples: Examples | None = None
+    """Bought labels that are shown: ``none``, ``fixed``, ``shuffled`` or ``nearest``."""
+    n_examples: int | None = Field(default=None, ge=0, le=1000)
+    """Number of examples."""
+    samples: int | None = Field(default=None, gt=0, le=99)
+    """Answers per row; the majority counts."""
     price_item: NonEmpty | None = None
-    """Item of the price book for one label of the LLM; default ``gpt-3.5-label/`` and the task's name."""
+    """Item of the price book: of the model's tokens (``free`` for a server of one's own), or for one replayed label, by default
+    ``gpt-3.5-label/`` and the task's name."""
 
-    @property
-    def sellers(self) -> tuple[SellerSpec, ...]:
-        """The LLM as the seller of a request; empty without an error rate."""
-        if self.error_rate is None:
-            return ()
-        return (SellerSpec(LLM_SELLER, ReplayOptions(self.error_rate, price_item=self.price_item)),)
+    @model_validator(mode="after")
+    def _one_kind_of_llm(self) -> LLM:
+        own = self._of_model()
+        if self.error_rate is not None and own:
+            raise ValueError(
+                f"`error_rate` replays an LLM from gold labels and `{next(iter(own))}` asks a model; keep one of the two"
+            )
+        return self
+
+    def _of_model(self) -> dict[str, Any]:
+        """Return the keys that only a model behind an endpoint has."""
+        names = ("model", "url", "key_env", "way", "examples", "n_examples", "samples")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def specs(self, sellers: Mapping[str, SellerBlock]) -> tuple[SellerSpec, ...]:
+        """Return the LLM as the seller of a request; none where the keys say nothing, and ``sellers``, the task's, count.
+
+        Raises:
+            UsageError: how a model is asked, and no model.
+        """
+        if self.error_rate is not None:
+            return (SellerSpec(LLM_SELLER, ReplayOptions(self.error_rate, price_item=self.price_item)),)
+        own = self._of_model()
+        options = {"url": "base_url", "key_env": "api_key_env"}
+        given = {options.get(name, name): value for name, value in own.items()}
+        if self.key_env == NO_KEY:
+            given["api_key_env"] = None
+        if self.price_item is not None and (given or isinstance(sellers.get(LLM_NAME), OpenAISeller)):
+            given["price_item"] = self.price_item
+        return (llm_of(sellers, given, "give `llm: {model: NAME}`"),) if given else ()
 
 
 class Axes(YamlBlock):

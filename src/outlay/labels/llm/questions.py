@@ -9,7 +9,14 @@ from fractions import Fraction
 
 from outlay.errors import SellerError
 from outlay.labels.llm.bodies import Way, WayName, body_of, most_tokens
-from outlay.labels.llm.examples import Choose, fixed_examples, nearest_examples, no_examples, shuffled_examples
+from outlay.labels.llm.examples import (
+    SHUFFLED_OF,
+    Choose,
+    fixed_examples,
+    nearest_examples,
+    no_examples,
+    shuffled_examples,
+)
 from outlay.labels.llm.options import LlmOptions
 from outlay.labels.llm.prompts import Guideline, Shot
 from outlay.labels.llm.ways import TOP_LOGPROBS, WAYS_OF, Probe
@@ -124,4 +131,6 @@ def _chooser(options: LlmOptions, shots: Sequence[Shot]) -> Choose:
         return fixed_examples(shots, options.n_examples, options.examples_seed)
     if options.examples == "nearest":
         return nearest_examples(shots, options.n_examples)
-    return shuffled_examples(shots, options.examples_seed, options.n_examples)
+    # Of fewer where nobody labelled some of those bought for it.
+    n_of = min(SHUFFLED_OF, max(len(shots), options.n_examples))
+    return shuffled_examples(shots, options.examples_seed, options.n_examples, n_of)

@@ -141,7 +141,10 @@ def read_key(variable: str | None, base_url: str) -> Secret:
     if not key and urlsplit(base_url).hostname in _THIS_MACHINE:
         return Secret("-")
     if not key:
-        raise SellerError(f"the environment variable {variable} holds no API key; set it: export {variable}=...")
+        raise SellerError(
+            f"the environment variable {variable} holds no API key; set it: export {variable}=..., or say that the endpoint takes "
+            "none: `api_key_env: null`, --llm-key-env none"
+        )
     if not key.isascii() or not key.isprintable():
         raise SellerError(f"the API key in {variable} holds characters that no header can carry; copy it again")
     return Secret(key)
