@@ -31,7 +31,7 @@ demo: $(VENV)/.stamp-demo
 test: setup
 	$(TEST_ENV) $(BIN)/python -m pytest $(AT_ONCE)
 
-# Minutes: fifty kills, and the tests that read the public data sets in $$OUTLAY_DATA (skipped where that is not set).
+# Minutes: fifty kills, the other cases of what `make test` tries in one or two, and the tests that read the public data sets in $$OUTLAY_DATA (skipped where that is not set).
 test-slow: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -m "slow or integration or bench"
 

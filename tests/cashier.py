@@ -254,6 +254,10 @@ class Cashier(HttpServer, Books):
         self._attempts.clear()
         self._arrivals = 0
 
+    def set_batching(self, batching: Batching) -> None:
+        """Change how batches go from here on."""
+        self._desk.batching = batching
+
     # Requests
 
     async def handle(self, asked: Asked, query: Mapping[str, str], authorization: str | None) -> Reply:

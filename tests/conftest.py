@@ -30,11 +30,14 @@ os.environ.pop("COLUMNS", None)
 
 
 LONGEST = (
-    *("test_cluster", "test_scheduler", "test_cli_steps", "test_cli_studies", "test_remote", "test_kill_single"),
-    *("test_study_kills", "test_kill", "test_study_sharing", "test_processes", "test_benches", "test_study_pools"),
-    *("test_compare", "test_full_disk", "test_demo_task", "test_install", "test_place", "test_golden", "test_api"),
-    *("test_known", "test_cli", "test_handover", "test_run", "test_rivals", "test_session", "test_init", "test_push"),
-    *("test_folds", "test_quality", "test_buying", "test_owned", "test_public_tasks", "test_time_left"),
+    *("test_buying", "test_study_pools", "test_remote", "test_api", "test_study_page", "test_known", "test_cli"),
+    *("test_run", "test_local", "test_methods", "test_money_first", "test_cluster", "test_scheduler", "test_init"),
+    *("test_kill", "test_handover", "test_processes", "test_loop", "test_full_disk", "test_demo_task", "test_adapters"),
+    *("test_rivals", "test_public_tasks", "test_printed_commands", "test_owned", "test_planning", "test_session"),
+    *("test_references", "test_steps", "test_steps_families", "test_precision", "test_architecture"),
+    *("test_kill_single", "test_calibration", "test_regression", "test_run_families", "test_cli_steps"),
+    *("test_method_runs", "test_skips", "test_study", "test_place", "test_names", "test_exchange", "test_llm_labels"),
+    *("test_ledger", "test_output", "test_study_sharing", "test_task", "test_demo_environment", "test_cli_studies"),
 )
 """Files that take the longest, which begin first: one that begins last is waited for alone."""
 

@@ -7,6 +7,8 @@ import math
 import random
 from typing import Any, get_args
 
+import pytest
+
 from outlay.engine.outputs import RunOutputs
 from outlay.engine.point import Point
 from outlay.metrics import Answered
@@ -14,6 +16,11 @@ from outlay.report.results import Header, Layout, Results
 from tests.test_report import point
 
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+SOME_LAYOUTS = [
+    each if each in ("plain", "pool", "budgets", "match") else pytest.param(each, marks=pytest.mark.slow)
+    for each in LAYOUTS
+]
+"""For tests that draw: the others are `slow`."""
 TASKS = ("fever", "multipit_id")
 LABEL_USD, START_USD, ROW_USD = 0.129, 40.0, 0.002
 N_EXAMPLES = 199

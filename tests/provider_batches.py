@@ -132,7 +132,7 @@ class BatchDesk:
     def __init__(self, batching: Batching, new_id: Callable[[str], str], work: Work, bill: Bill) -> None:
         self.files: dict[str, File] = {}
         self.batches: dict[str, Batch] = {}
-        self._batching, self._new_id, self._work, self._bill = batching, new_id, work, bill
+        self.batching, self._new_id, self._work, self._bill = batching, new_id, work, bill
 
     async def handle(self, asked: Asked, query: Mapping[str, str]) -> Reply:
         """Answer a request about files or batches."""
@@ -191,7 +191,7 @@ class BatchDesk:
 
     async def _poll(self, batch: Batch) -> Batch:
         batch.polls += 1
-        if batch.polls >= self._batching.polls:
+        if batch.polls >= self.batching.polls:
             await self.finish(batch)
         elif not batch.is_over:
             batch.status = "in_progress"
@@ -208,7 +208,7 @@ class BatchDesk:
             return
         answers = [await self._answer(batch, line) for line in requests]
         # The order of answers is not that of the requests.
-        draw(self._batching.seed, batch.id).shuffle(answers)
+        draw(self.batching.seed, batch.id).shuffle(answers)
         outputs = [each for each in answers if (each["response"] or {}).get("status_code") == 200]
         errors = [each for each in answers if (each["response"] or {}).get("status_code") != 200]
         batch.counts.update(total=len(answers), completed=len(outputs), failed=len(errors))
@@ -219,7 +219,7 @@ class BatchDesk:
         batch.status = "expired" if any(each["error"] for each in errors) else "completed"
 
     def _requests_of(self, batch: Batch) -> list[dict[str, Any]]:
-        limits, content = self._batching, self.files[batch.input_file_id].content
+        limits, content = self.batching, self.files[batch.input_file_id].content
         requests: list[dict[str, Any]] = []
         seen: set[str] = set()
         for number, text in enumerate(content.splitlines(), 1):
@@ -241,7 +241,7 @@ class BatchDesk:
     async def _answer(self, batch: Batch, line: Mapping[str, Any]) -> dict[str, Any]:
         custom_id = line["custom_id"]
         found = {"id": self._new_id("batch_req_"), "custom_id": custom_id, "response": None, "error": None}
-        outcome = self._batching.outcome(custom_id)
+        outcome = self.batching.outcome(custom_id)
         if outcome == "expired":
             message = "This request could not be executed before the completion window expired."
             return found | {"error": {"code": "batch_expired", "message": message}}

@@ -17,10 +17,14 @@ import pyarrow.parquet
 import pytest
 import yaml
 
+from outlay.cli import study_commands
 from outlay.engine.point import read_points
-from outlay.money.amounts import show_usd
+from outlay.money.amounts import PriceBook, show_usd
 from outlay.money.ledger import Ledger
+from outlay.storage.remote import open_location
 from outlay.study.grid import study_schema
+from outlay.study.runner import Workplace
+from outlay.workers.local import LocalPool, n_workers_here
 from outlay.workers.pool import THREAD_VARIABLES
 from tests.runs import World
 from tests.studies import study_in_this_process, write_toy_study
@@ -68,7 +72,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture(scope="module")
 def ran(place: Place) -> Ran:
-    return place.run("--workers", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        study_in_this_process(patch)
+        return place.run()
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -126,6 +132,25 @@ def test_progress_is_told_apart_from_the_result(place: Place, ran: Ran) -> None:
         "page": str(place.out / "report.html"),
         "receipts": str(place.out / "receipts"),
     }
+
+
+@pytest.mark.slow
+def test_a_worker_of_its_own_comes_to_the_same(place: Place, ran: Ran, tmp_path: Path) -> None:
+    other = place.run("--workers", 1, out=tmp_path / "out", store="of a worker")
+    assert other.code == 0, other.err
+    mine, theirs = (read_points(out / "points.json") for out in (place.out, tmp_path / "out"))
+    assert [point.result_bytes() for point in theirs] == [point.result_bytes() for point in mine]
+    assert (tmp_path / "out" / "logs" / "worker-0.txt").exists()
+
+
+def test_a_study_has_workers_of_its_own_and_as_many_as_asked(place: Place, tmp_path: Path) -> None:
+    """Processes start when there is work for them; here is none."""
+    book = PriceBook.load()
+    there = Workplace(tmp_path / "out", open_location(str(tmp_path / "store")), book, book.get("cpu"))
+    for asked, n_workers in ((1, 1), (None, n_workers_here(1))):
+        pool = study_commands._worker_pool("local", there, asked, 1, "")
+        assert isinstance(pool, LocalPool)
+        assert pool.n_workers == n_workers
 
 
 def test_what_lies_in_the_folder(place: Place, ran: Ran) -> None:

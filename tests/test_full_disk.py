@@ -170,7 +170,7 @@ def shop(shared_world: World) -> World:
     return shared_world.fresh()
 
 
-@pytest.mark.parametrize("n_bytes", [2_000, 40_000])
+@pytest.mark.parametrize("n_bytes", [2_000, pytest.param(40_000, marks=pytest.mark.slow)])
 def test_a_run_that_finds_no_room_after_its_labels_were_bought_buys_none_twice(
     shop: World, tmp_path: Path, n_bytes: int
 ) -> None:

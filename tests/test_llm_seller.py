@@ -187,14 +187,14 @@ def test_threads_keep_to_a_dollar_as_the_schedule_does(seed: int, tmp_path: Path
     rows = order(400)
     faults = Faults({"reset_after": 0.03, "500": 0.05, "no_usage": 0.03}, seed=seed)
     settings = Settings(
-        keywords=KEYWORDS, certainty=1.0, reasoning=(0, 300), prices=dear, seed=seed, faults=faults, delay_s=0.01
+        keywords=KEYWORDS, certainty=1.0, reasoning=(0, 300), prices=dear, seed=seed, faults=faults, delay_s=0.05
     )
     with cashier(settings) as till:
         seller = llm(till.base_url, tmp_path, prices=prices, way="chat", concurrency=32, max_answer_tokens=310)
         assert max(cost.most for cost in seller.costs(rows.examples)) / 2 <= Fraction(2, 100)
         got = bought(seller, rows, Fraction(1))
         assert len(got.labels) < 400
-        assert till.most_in_flight > 16
+        assert till.most_in_flight > 8
         assert till.billed <= got.quantity <= 1
         assert got.quantity >= Fraction(98, 100)
 
@@ -404,7 +404,6 @@ def test_what_raises_in_a_report_ends_the_asking_and_keeps_what_came(tmp_path: P
         ({"way": "chatt"}, "did you mean chat"),
         ({"samples": 0}, "samples is 0; give 1 to 100"),
         ({"concurrency": 1000}, "concurrency is 1000"),
-        ({"tier": "batch"}, "batch"),
         ({"temperature": 3.0}, "temperature is 3"),
     ],
 )
@@ -435,11 +434,17 @@ def test_a_quote_bounds_whatever_way_is_found(name: WayName, tmp_path: Path) -> 
 
 
 def test_a_key_that_is_not_set_is_told_when_something_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seller = llm("http://127.0.0.1:9/v1", tmp_path)
+    seller = llm("https://models.example/v1", tmp_path)
     monkeypatch.delenv(KEY_VARIABLE)
     assert seller.quote([row(0)]).charge_micros > 0
     with pytest.raises(SellerError, match=f"environment variable {KEY_VARIABLE} holds no API key"):
         bought(seller, order(1))
+
+
+def test_a_server_of_this_machine_needs_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY_VARIABLE)
+    with cashier(keywords=KEYWORDS) as till:
+        assert bought(llm(till.base_url, tmp_path), order(2)).labels
 
 
 # --- the key ------------------------------------------------------------------------------------------------------------

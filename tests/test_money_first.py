@@ -210,7 +210,7 @@ BAD: dict[str, tuple[tuple[object, ...], Callable[[Path], None] | None, tuple[st
     "unlabelled": (
         (),
         _unlabelled,
-        ("30 of 30 rows have no gold label to replay", "train.jsonl:1, ", ":2, ", "`target:`"),
+        ("buys labels of people, who replay gold labels", "has no `target`", "name people of another kind"),
     ),
     "by the hour": ((), _priced("hour"), ("'label/t' is sold per hour", "per label, or per 1000 labels")),
     "by the day": ((), _priced("day"), ("the unit 'day' is unknown", "write label, hour or 1000 tokens")),

@@ -121,9 +121,14 @@ STUDIES = {
         "strategies: [annotate]\n    tasks: {a/data/task.yaml: {models: {student: [cut:1, cut:9]}, added_usd: 0}}"
     ),
 }
+OTHERS = ("no money for more labels", "too small a pool")
+"""Those of `slow`."""
 
 
-@pytest.mark.parametrize("more", STUDIES.values(), ids=STUDIES)
+@pytest.mark.parametrize(
+    "more",
+    [pytest.param(more, id=name, marks=[pytest.mark.slow] if name in OTHERS else []) for name, more in STUDIES.items()],
+)
 def test_a_dry_run_finds_what_the_run_finds(place: Path, model: Path, more: str) -> None:
     (write_task(place / "c" / "data", "tk_c").parent / "test.jsonl").unlink()
     write_study(place, model, more)

@@ -168,6 +168,7 @@ WORDS = {
         "ray",
         "report_to",
     ),
+    *("describe", "instruction", "llm", "seller", "url"),
     *("role", "run", "scale", "set", "size", "source_column", "split", "strategies", "strategy"),
     *("student_training", "target", "target_column"),
 }

@@ -381,7 +381,7 @@ def test_its_json_is_whole_and_alone(here: Path) -> None:
 def test_one_unknown_model_writes_none(here: Path) -> None:
     refused(outlay("prices", "fetch", "mini", "acme/minny"), "'acme/minny'", "did you mean acme/mini?")
     refused(outlay("prices", "fetch", "mini", "--date", "soon"), "--date 'soon'", "2026-12-01")
-    refused(outlay("prices", "--json", "fetch", "mini"), "write options behind the command")
+    refused(outlay("prices", "--json", "fetch", "mini"), "options come behind the command")
     assert not list(here.iterdir())
 
 

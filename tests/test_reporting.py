@@ -18,10 +18,10 @@ from outlay.report.seed_means import SeedMean, means
 from outlay.report.study_report import LEAST_SPAN, N_CHARGES, StudyReport, lay_out_frontiers
 from outlay.report.table import Table
 from outlay.report.table_formats import UNBROKEN_LETTERS, render_rich
-from tests.made_results import LAYOUTS, made
+from tests.made_results import LAYOUTS, SOME_LAYOUTS, made
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", SOME_LAYOUTS)
 def test_every_layout_has_its_tables_figures_and_page(layout: Layout) -> None:
     report = StudyReport(made(layout))
     markdown, page = report.markdown(), report.page()
@@ -119,7 +119,7 @@ def printed(table: Table, n_columns: int) -> list[str]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("n_columns", [60, 80, 118])
+@pytest.mark.parametrize("n_columns", [60, pytest.param(80, marks=pytest.mark.slow), 118])
 def test_no_value_is_broken_or_cut_in_a_terminal(layout: Layout, n_columns: int) -> None:
     for table in StudyReport(made(layout)).tables:
         lines = printed(table, n_columns)

@@ -357,7 +357,7 @@ def test_from_python(world: World, tmp_path: Path) -> None:
     models = outlay_api.Models(teacher=world.checkpoint, student=["cut:2", "teacher"])
     setup = outlay_api.Setup(store=tmp_path / "store")
     found = outlay_api.compare(
-        world.task, 16, strategies=["annotate"], models=models, options=options, setup=setup, out=tmp_path / "compared"
+        world.task, 8, strategies=["annotate"], models=models, options=options, setup=setup, out=tmp_path / "compared"
     )
     named = [(each.point.request.strategy, each.point.request.own_student, each.is_rival) for each in found]
     checkpoint = str(world.checkpoint)
@@ -370,10 +370,10 @@ def test_from_python(world: World, tmp_path: Path) -> None:
         ("rival_probe", checkpoint, True),
     ]
     assert found.raise_for_status() is found
-    assert found.summary[0].startswith("For $16: ")
+    assert found.summary[0].startswith("For $8: ")
     one = outlay_api.run(
         world.task,
-        16,
+        8,
         strategy="annotate",
         models=outlay_api.Models(teacher=world.checkpoint, student="teacher"),
         options=options,

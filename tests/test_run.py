@@ -168,7 +168,10 @@ def test_growing_buys_only_the_difference(world: World, tmp_path: Path, monkeypa
 
 
 def test_order_of_points_cannot_change_their_results(world: World, tmp_path: Path) -> None:
-    asked = [{"strategy": "annotate", "n_initial": None}, {"strategy": "distill"}, {"strategy": "self_distill"}]
+    asked: list[dict[str, object]] = [
+        {"strategy": "annotate", "n_initial": None, "budget_micros": 8_000_000},
+        *({"strategy": name, "pool_rows": 60} for name in ("distill", "self_distill")),
+    ]
     forward = runner(tmp_path / "a", tmp_path / "store-a")
     backward = runner(tmp_path / "b", tmp_path / "store-b")
     one = [forward.execute(world.prepared(**changes)).result_bytes() for changes in asked]

@@ -167,7 +167,7 @@ def test_distilling_brings_the_student_to_agree_with_its_teacher(
     assert meter.n_trained == SETTINGS.epochs * sum(count_tokens("tiny:1x32", str(checkpoint), FORM, pool))
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("temperature", [1.0, pytest.param(2.0, marks=pytest.mark.slow), 4.0])
 def test_the_first_loss_is_pytorchs_kl_divergence_at_the_temperature(
     checkpoint: Path,
     teacher: tuple[Path, TrainProgress],

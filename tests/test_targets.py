@@ -355,11 +355,32 @@ def test_blocks_that_do_not_belong_together_are_refused() -> None:
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(0, 1000), st.lists(st.integers(0, 4), min_size=1, max_size=7), st.sampled_from([0, KEPT]), st.data())
-@settings(max_examples=70, deadline=None)
+BATCHES = (
+    st.integers(0, 1000),
+    st.lists(st.integers(0, 4), min_size=1, max_size=7),
+    st.sampled_from([0, KEPT]),
+    st.data(),
+)
+
+
+@given(*BATCHES)
+@settings(max_examples=25, deadline=None)
 def test_a_batch_holds_the_real_positions_of_its_rows(
     seed: int, n_positions: list[int], kept: int, data: st.DataObject
 ) -> None:
+    check_batch(seed, n_positions, kept, data)
+
+
+@pytest.mark.slow
+@given(*BATCHES)
+@settings(max_examples=300, deadline=None)
+def test_many_batches_hold_the_real_positions_of_their_rows(
+    seed: int, n_positions: list[int], kept: int, data: st.DataObject
+) -> None:
+    check_batch(seed, n_positions, kept, data)
+
+
+def check_batch(seed: int, n_positions: list[int], kept: int, data: st.DataObject) -> None:
     n_real = [data.draw(st.integers(0, n)) for n in n_positions]
     targets = make(seed, n_positions, kept, n_real)
     cut = data.draw(st.integers(0, len(n_positions)))

@@ -14,7 +14,7 @@ from outlay.cli.option_groups import grouped, option
 from outlay.cli.terminal import echo, print_json
 
 if TYPE_CHECKING:
-    from outlay.tasks.new_task import NewTask, NewTaskOptions
+    from outlay.tasks.new_task import NewTask, NewTaskOptions, SplitOptions
     from outlay.tasks.to_label import ToLabel
 
 NO_LABELS = "Rows without labels"
@@ -26,6 +26,34 @@ Files = Annotated[
         help="Rows: .csv, .tsv, .jsonl, .txt, .parquet, or a folder LABEL/*.txt; then files of texts.",
     ),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class PartOptions:
+    """Options of the parts that are set aside."""
+
+    group: Annotated[
+        str | None,
+        typer.Option("--group", help="Column whose equal values stay on one side of a split, such as an author."),
+    ] = None
+    n_test: Annotated[
+        int | None,
+        typer.Option("--test", help="Rows to score on. (default: a fifth, 100 to 1,000; at most 300 to be labelled)"),
+    ] = None
+    n_dev: Annotated[
+        int | None,
+        typer.Option(
+            "--dev",
+            help="Rows to choose models by. (default: a tenth, at most 100 to be labelled; folds below 500 labels)",
+        ),
+    ] = None
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the splits.")] = 0
+
+    def splits(self) -> SplitOptions:
+        """Return the options of the splits."""
+        from outlay.tasks.new_task import SplitOptions
+
+        return SplitOptions(test=self.n_test, dev=self.n_dev, group=self.group, seed=self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,21 +144,7 @@ def init(
     kind: Annotated[
         str | None, typer.Option("--kind", help="classification, entities or generation. (default: guessed)")
     ] = None,
-    group: Annotated[
-        str | None,
-        typer.Option("--group", help="Column whose equal values stay on one side of a split, such as an author."),
-    ] = None,
-    n_test: Annotated[
-        int | None,
-        typer.Option("--test", help="Rows to score on. (default: a fifth, 100 to 1,000; at most 300 to be labelled)"),
-    ] = None,
-    n_dev: Annotated[
-        int | None,
-        typer.Option(
-            "--dev",
-            help="Rows to choose models by. (default: a tenth, at most 100 to be labelled; folds below 500 labels)",
-        ),
-    ] = None,
+    parts: PartOptions = PartOptions(),
     label_price: Annotated[
         str | None,
         typer.Option(
@@ -143,13 +157,12 @@ def init(
         str | None,
         typer.Option("--labeller", help="Who labels, for the price list. (default: asked; people with --yes)"),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the splits.")] = 0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take guesses and defaults.")] = False,
     as_json: Json = False,
 ) -> None:
     """Handle `outlay init`; its help stands in `outlay.cli.app.COMMANDS`."""
     from outlay.money.amounts import plain_usd
-    from outlay.tasks.new_task import NewTaskOptions, SplitOptions
+    from outlay.tasks.new_task import NewTaskOptions
     from outlay.tasks.task_files import check_new_folder, write_task
 
     price, asks = None if label_price is None else plain_usd(label_price), not yes and not as_json and is_terminal()
@@ -158,8 +171,7 @@ def init(
     to_label = bought.to_label()
     if to_label is not None:
         to_label = replace(to_label, usd_per_label=price)
-    splits = SplitOptions(test=n_test, dev=n_dev, group=group, seed=seed)
-    options = NewTaskOptions(name, tuple(text or ()), label, kind, splits, to_label)
+    options = NewTaskOptions(name, tuple(text or ()), label, kind, parts.splits(), to_label)
     found = _read(files, options, price, asks=asks)
     folder = out or Path(found.name)
     check_new_folder(folder)

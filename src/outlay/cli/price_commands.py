@@ -22,10 +22,12 @@ prices_app = typer.Typer(invoke_without_command=True)
 def prices(context: typer.Context, extra: PricesOption = None, as_json: Json = False) -> None:
     """Handle `outlay prices`; its help stands in `outlay.cli.app.COMMANDS`."""
     from outlay.errors import UsageError
+    from outlay.storage.paths import command_line
 
     if context.invoked_subcommand is not None:
         if extra or as_json:
-            raise UsageError(f"write options behind the command: outlay prices {context.invoked_subcommand} ... --json")
+            known = command_line("outlay", "prices", context.invoked_subcommand)
+            raise UsageError(f"options come behind the command, not before it: `{known}`, then the options")
         return
     _print_book(extra, as_json=as_json)
 

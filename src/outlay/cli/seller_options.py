@@ -104,7 +104,7 @@ class SellerOptions:
             "price_item": self.llm_price,
             "api_key_env": self.llm_key_env,
         }
-        found = {name: value for name, value in given.items() if value is not None}
+        found: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if self.llm_key_env == NO_KEY:
             found["api_key_env"] = None
         return found | ({} if self.llm_examples is None else example_options(self.llm_examples))

@@ -37,13 +37,16 @@ def terms_of(spec: SellerSpec, task: Task, book: PriceBook, place: Place) -> dic
         folder = files_folder(block, task, place.orders)
         return {"kind": FILES, "usd": write_usd(price.usd), "folder": str(folder.absolute())}
     assert isinstance(block, OpenAISeller)
-    prices, _ = token_terms(block, book)
+    prices, batch_prices, _ = token_terms(block, book)
     return {
         "kind": OPENAI,
         "model": block.model,
         "host": host_of(block.base_url),
         "tier": block.tier,
         "prices": {kind: write_usd(usd) for kind, usd in asdict(prices).items()},
+        **(
+            {} if batch_prices is None else {"batch_prices": {k: write_usd(v) for k, v in asdict(batch_prices).items()}}
+        ),
         "journal": journal_path(place.asked, block.base_url, block.model).name,
     }
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from outlay.errors import UsageError
+from outlay.errors import UnknownItem, UsageError
 from outlay.labels.files.guideline import Guideline as FilesGuideline
 from outlay.labels.files.seller import FileSeller
 from outlay.labels.llm.options import LlmOptions
@@ -41,29 +42,50 @@ def files_folder(block: FilesSeller, task: Task, orders: Path) -> Path:
     return orders / task.name if block.folder is None else (task.folder or Path()) / block.folder
 
 
-def token_terms(block: OpenAISeller, book: PriceBook) -> tuple[TokenPrices, Price]:
-    """Return the prices of a model's tokens, and the price that its purchases are settled at.
+class TokenTerms(NamedTuple):
+    """Prices of a model's tokens, those of batches (``None`` where there are none), and the price that purchases are settled at.
+
+    A batch begins with a request of its own, and rows of one tier may have been bought at another.
+    """
+
+    prices: TokenPrices
+    batch_prices: TokenPrices | None
+    bill: Price
+
+
+def token_terms(block: OpenAISeller, book: PriceBook) -> TokenTerms:
+    """Return the prices of a model's tokens.
 
     Raises:
         UnknownItem: no price for the tokens of the model.
     """
     item = block.model if block.price_item is None else block.price_item
     if item == FREE:
-        return TokenPrices.free(), token_bill(block.model)
-    return token_prices(book, item, block.tier), token_bill(priced_model(book, item, block.tier))
+        return TokenTerms(TokenPrices.free(), None, token_bill(block.model))
+    bill = token_bill(priced_model(book, item, block.tier))
+    prices = token_prices(book, item, "standard" if block.tier == "batch" else block.tier)
+    return TokenTerms(prices, _batch_prices(book, item, block.tier), bill)
 
 
 def llm_seller(
-    block: OpenAISeller, task: Task, book: PriceBook, seed: int, asked: Path, examples: Sequence[Example]
+    block: OpenAISeller,
+    task: Task,
+    book: PriceBook,
+    seed: int,
+    asked: Path,
+    examples: Sequence[Example],
+    poll_seconds: float | None = None,
 ) -> LlmSeller:
     """Return a language model whose journals lie in ``asked``; ``examples``: labelled rows that it is shown, fewer than the block
     says where nobody labelled some.
+
+    ``poll_seconds``: seconds between two looks at batches, ``None`` = one look.
 
     Raises:
         UnknownItem: no price for the tokens of the model.
         SellerError: an option outside its limits.
     """
-    prices, bill = token_terms(block, book)
+    terms = token_terms(block, book)
     options = LlmOptions(
         model=block.model,
         base_url=block.base_url,
@@ -79,7 +101,26 @@ def llm_seller(
         requests_per_minute=block.requests_per_minute,
         tokens_per_minute=block.tokens_per_minute,
     )
-    return LlmSeller(options, guideline_of(task), prices, asked, shots=shots_of(examples), price=bill)
+    return LlmSeller(
+        options,
+        guideline_of(task),
+        terms.prices,
+        asked,
+        shots=shots_of(examples),
+        price=terms.bill,
+        batch_prices=terms.batch_prices,
+        poll_seconds=poll_seconds,
+    )
+
+
+def _batch_prices(book: PriceBook, item: str, tier: str) -> TokenPrices | None:
+    """Return the prices of batches; ``None`` where the book has none and none is made."""
+    try:
+        return token_prices(book, item, "batch")
+    except UnknownItem:
+        if tier == "batch":
+            raise
+        return None
 
 
 def guideline_of(task: Task) -> Guideline:

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from outlay.engine.real_sellers import FREE
 from outlay.engine.sellers import normal, spec_of
 from outlay.errors import UsageError
 from outlay.plan.request import ReplayOptions, SellerSpec
 from outlay.plan.steps import HUMAN, LLM
-from outlay.tasks.seller_blocks import LLM_NAME, PEOPLE, FilesSeller, OpenAISeller, ReplaySeller, SellerBlock
+from outlay.tasks.seller_blocks import FREE, LLM_NAME, PEOPLE, FilesSeller, OpenAISeller, ReplaySeller, SellerBlock
 
 Sellers = Mapping[str, SellerBlock]
 """Sellers by their names in a task file."""

@@ -93,7 +93,7 @@ def block_of(spec: SellerSpec) -> SellerBlock:
 
 @dataclass(frozen=True, slots=True)
 class People:
-    """How answers of people are waited for.
+    """How answers that take hours are waited for: those of people, and of batches.
 
     ``poll_seconds``: seconds between two looks, ``None`` = one look; ``takes``: orders are closed with what has come.
     """
@@ -142,7 +142,7 @@ def make_seller(
         if isinstance(block, FilesSeller):
             return files_seller(block, task, book, place.orders, place.people.poll_seconds, place.people.takes)
         assert isinstance(block, OpenAISeller)
-        return llm_seller(block, task, book, seed, place.asked, examples)
+        return llm_seller(block, task, book, seed, place.asked, examples, place.people.poll_seconds)
     options = spec.replay
     return Replay(
         _gold(rows, task),
@@ -227,8 +227,9 @@ def chosen_sellers(
     people = known.get(HUMAN)
     if people is not None and people.kind == REPLAY and not has_gold and HUMAN in policy.sellers:
         raise UsageError(
-            f"strategy {policy.name} buys labels of people, who replay those of train rows, and task {task.name} has none there; "
-            f"name people of another kind, such as `sellers: {{{PEOPLE}: {{kind: files}}}}`, or choose another strategy"
+            f"strategy {policy.name} buys labels of people, who replay gold labels, and `data.train` of task {task.name} has no "
+            f"`target`; give it the column of the labels, name people of another kind (`sellers: {{{PEOPLE}: {{kind: files}}}}`),"
+            " or choose another strategy"
         )
     needed = {*policy.sellers}
     needed |= {seller_name(task.eval_seller)} if "bought" in (dev, task.test) else set()

@@ -252,8 +252,7 @@ class StepRunner:
         rows, golds = self.read_labels(step.labels)
         if not rows:
             raise TrainingError(
-                f"{describe(step)}: none of its rows got a label; see why with `outlay labels verify`, raise the budget or take "
-                "another `eval_seller`"
+                f"{describe(step)}: none of its rows got a label; raise the budget, or take another `eval_seller`"
             )
         return rows, golds
 

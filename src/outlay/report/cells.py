@@ -22,6 +22,8 @@ STRATEGY_NAMES = {
     "annotate": "Annotate",
     "general_distill": "General distillation + annotate",
     "llm_annotate": "LLM annotate",
+    "llm_teach": "LLM teach",
+    "llm_distill": "LLM distill",
     "mix": "Human + LLM annotate",
     "planned": "Planned",
     "self_distill": "Self-distill",

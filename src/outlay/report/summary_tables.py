@@ -25,7 +25,20 @@ from outlay.report.seed_means import latency_ms, mean_of, size_mb
 from outlay.report.table import Column, Heading, PlacedCell, Table, TableCell, TableRow, numbered, pivot
 from outlay.report.values import ABSENT, count, latency_text, money, size_text
 
-_COLUMNS = ("Budget", "Test", "Charge", "Labels", "LLM labels", "Pool rows", "Teacher dev", "ECE", "Cash", "MB", "ms a row", "Seeds")
+_COLUMNS = (
+    "Budget",
+    "Test",
+    "Charge",
+    "Labels",
+    "LLM labels",
+    "Pool rows",
+    "Teacher dev",
+    "ECE",
+    "Cash",
+    "MB",
+    "ms a row",
+    "Seeds",
+)
 """Columns of the plain comparison, the score first; a column without a value in any row is left out."""
 
 _ECE_LEGEND = (

@@ -283,9 +283,7 @@ class Workplace:
 
     def runner(self) -> Runner:
         """Return the runner of the folder, with its ledger open; nothing is written yet."""
-        return Runner(
-            self.folder, self.store, here=self.here, cash_cap_micros=self.cash_cap_micros, people=self.people
-        )
+        return Runner(self.folder, self.store, here=self.here, cash_cap_micros=self.cash_cap_micros, people=self.people)
 
     def factory(self) -> StepRunnerFactory:
         """Return the factory of worker processes."""

@@ -24,7 +24,9 @@ def read_sellers(path: Path) -> dict[str, SellerBlock]:
         TaskFileError: it does not exist, is no YAML, or does not fit; one line.
     """
     if not path.is_file():
-        raise TaskFileError(f"no file of sellers {path}; give a YAML file with the key `sellers`, as a task file has it")
+        raise TaskFileError(
+            f"no file of sellers {path}; give a YAML file with the key `sellers`, as a task file has it"
+        )
     found = read_yaml(path, SellersFile, TaskFileError, "the file of sellers", "docs/labels.md").sellers
     for name in found:
         if instead := RESERVED_SELLERS.get(name):

@@ -45,6 +45,10 @@ class Clock:
         """Wait so long, or until something changes; the lock is held."""
         changed.wait(min(seconds, _LONGEST_SLEEP))
 
+    def sleep(self, seconds: float) -> None:
+        """Wait so long."""
+        time.sleep(seconds)
+
 
 @dataclass
 class Asking:

@@ -22,11 +22,15 @@ def believed_usage(body: bytes, most: TokenUsage, prices: TokenPrices) -> TokenU
 
 
 class Bills:
-    """The bills of the orders of a journal; what an attempt costs is worked out once."""
+    """The bills of the orders of a journal; what an attempt costs is worked out once.
 
-    def __init__(self, journal: Journal, prices: TokenPrices) -> None:
+    ``batch_prices``: those of attempts that left in batches, ``None`` = as those of single ones.
+    """
+
+    def __init__(self, journal: Journal, prices: TokenPrices, batch_prices: TokenPrices | None = None) -> None:
         self._journal = journal
         self._prices = prices
+        self._batch_prices = prices if batch_prices is None else batch_prices
         self._costs: dict[tuple[str, int], Fraction] = {}
 
     def note(self, attempt: Attempt, usd: Fraction) -> None:
@@ -34,7 +38,7 @@ class Bills:
         self._costs[attempt.key, attempt.number] = usd
 
     def cost(self, attempt: Attempt) -> Fraction:
-        """Return the dollars that an attempt is billed."""
+        """Return the dollars that an attempt is billed; at most, where nothing is known of it yet."""
         found = self._costs.get((attempt.key, attempt.number))
         if found is None:
             found = self._cost(attempt)
@@ -49,6 +53,10 @@ class Bills:
             bill[row] = bill.get(row, Fraction(0)) + self.cost(attempt)
         return bill
 
+    def held(self, order: str) -> Fraction:
+        """Return the dollars that the batches of an order may still cost, where nothing is known of them yet."""
+        return sum(map(self.cost, self._journal.under_way(order)), Fraction(0))
+
     def paid_by(self, order: str) -> Fraction:
         """Return the dollars that an order itself paid."""
         own = [attempt for _, attempt in self._journal.bill(order) if attempt.order == order]
@@ -58,16 +66,19 @@ class Bills:
         if attempt.state == "failed":
             return Fraction(0)
         most = TokenUsage(**attempt.most)
+        prices = self._batch_prices if attempt.batch else self._prices
         reply = self._journal.reply(attempt) if attempt.state == "received" else None
-        usage = None if reply is None else believed_usage(reply.body, most, self._prices)
-        return self._prices.most(most) if usage is None else self._prices.cost(usage)
+        usage = None if reply is None else believed_usage(reply.body, most, prices)
+        return prices.most(most) if usage is None else prices.cost(usage)
 
 
-def recompute(path: Path, order: str, prices: TokenPrices) -> Mapping[str, Fraction]:
+def recompute(
+    path: Path, order: str, prices: TokenPrices, batch_prices: TokenPrices | None = None
+) -> Mapping[str, Fraction]:
     """Return the bill of an order from the bytes of its journal alone, dollars by row; a row without one cost nothing.
 
     Raises:
         StoreError: there is no such journal, or it is damaged.
     """
     with read_journal(path) as journal:
-        return Bills(journal, prices).of(order)
+        return Bills(journal, prices, batch_prices).of(order)

@@ -89,7 +89,7 @@ class Settings:
     """The model that is asked, and how.
 
     ``max_answer_tokens``: longest answer in tokens, reasoning included; ``temperature``: 0 for one sample per row, more where
-    several are to differ; ``extra``: more fields of chat bodies, as the provider names them (``reasoning_effort``, ``seed``).
+    several are to differ; ``extra``: more fields of chat bodies, as the provider names them (such as ``seed``).
 
     Raises SellerError for a field in ``extra`` that has a setting of its own, and for an answer of no token.
     """

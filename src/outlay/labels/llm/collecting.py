@@ -11,7 +11,9 @@ from fractions import Fraction
 from outlay.errors import SellerError
 from outlay.labels.allowance import Allowance
 from outlay.labels.annotator import Answer, Delivery, Order, RowResult
-from outlay.labels.llm.asking import Asking, Clock, Server
+from outlay.labels.llm.asking import Asking, Clock
+from outlay.labels.llm.batch_wire import BatchEndpoint
+from outlay.labels.llm.batches import Batches
 from outlay.labels.llm.billing import Bills, believed_usage
 from outlay.labels.llm.bodies import PATHS, Way
 from outlay.labels.llm.journal import Attempt, Journal
@@ -36,16 +38,23 @@ UNCLEAR = Reading(None, "the reply to a probe tells nothing")
 class Means:
     """Model that an order is asked of, way to ask it, prices of its tokens, endpoint and limits.
 
-    ``connect`` opens the endpoint, where something is to be asked.
+    ``connect`` opens the endpoint, where something is to be asked; ``batch_prices``: those of requests in batches, ``None`` = as
+    those of single ones.
     """
 
     options: LlmOptions
     questioner: Questioner
     prices: TokenPrices
     limits: Limits
-    connect: Callable[[], Server]
+    connect: Callable[[], BatchEndpoint]
     tell: Callable[[str], None]
     clock: Clock
+    batch_prices: TokenPrices | None = None
+
+    @property
+    def asked_prices(self) -> TokenPrices:
+        """Prices of the tier that rows are asked at; a probe is a request of its own."""
+        return self.batch_prices if self.options.tier == "batch" and self.batch_prices is not None else self.prices
 
     @property
     def url(self) -> str:
@@ -65,11 +74,22 @@ class _Known:
     reading: Reading | None = None
     refused: str | None = None
     n_unreadable: int = 0
+    is_waiting: bool = False
+    """Whether it is in a batch that is being answered."""
 
     @property
     def is_finished(self) -> bool:
         """Whether it is not to be asked again."""
         return self.reading is not None or self.refused is not None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is to be asked now."""
+        return not self.is_finished and not self.is_waiting
+
+
+def _open_ones(rows: Mapping[str, Sequence[_Known]]) -> dict[str, Question]:
+    return {known.key: known.question for each in rows.values() for known in each if known.is_open}
 
 
 @dataclass
@@ -87,23 +107,41 @@ class Collection:
     _n_probes: int = 0
 
     def __post_init__(self) -> None:
-        self._bills = Bills(self.journal, self.means.prices)
+        means = self.means
+        retries = Retries(means.options.retries, means.options.unreadable_retries)
+        self._bills = Bills(self.journal, means.prices, means.batch_prices)
+        self._batches = Batches(
+            self.journal, self.order.id, means.asked_prices, means.connect, retries, means.tell, means.clock
+        )
+        self._usd = self.allowance.left
         self._readings: dict[tuple[str, int], Reading] = {}
         self._sources = {example.id: example.text for example in self.order.examples}
 
     def collected(self, report: Callable[[int], None]) -> Delivery:
         """Ask what is missing, as far as the allowance reaches, and return all that came."""
-        spent = sum(self._bills.of(self.order.id).values(), Fraction(0))
-        is_covered = self.allowance.take(spent)
+        self._batches.look()
+        is_covered = self.allowance.take(self._due())
         if not is_covered:
             self.allowance.take(self.allowance.left)
         self._way = self._found_way(may_ask=is_covered)
         if self._way is None:
             return self._delivery({})
         rows = self._rows(self._way)
-        if is_covered:
+        if self._batches.resume(_open_ones(rows), may_ask=is_covered and self._is_batched):
+            rows = self._again(rows)
+        if is_covered and self._is_batched:
+            rows = self._ask_batches(rows, report)
+        elif is_covered:
             self._ask(rows, report)
         return self._delivery(rows)
+
+    @property
+    def _is_batched(self) -> bool:
+        return self.means.options.tier == "batch"
+
+    def _due(self) -> Fraction:
+        """Return what the order has cost, and what its batches may still cost."""
+        return sum(self._bills.of(self.order.id).values(), self._bills.held(self.order.id))
 
     # --- the way ------------------------------------------------------------------------------------------------------
 
@@ -124,7 +162,8 @@ class Collection:
         """Follow the probes to a way; ``fresh``: what was answered before does not count."""
         means, answered = self.means, list[Answered]()
         while True:
-            step = next_probe(means.questioner.guideline, means.options.settings, means.options.way, answered)
+            options = means.options
+            step = next_probe(means.questioner.guideline, options.settings, options.way, answered, options.ways)
             if isinstance(step, Way):
                 return step
             question = means.questioner.probe(step, self.order.rows[0])
@@ -174,6 +213,12 @@ class Collection:
         self.journal.take_over(self.order.id, taken)
         return rows
 
+    def _again(self, rows: Mapping[str, Sequence[_Known]]) -> dict[str, list[_Known]]:
+        """Return the questions of the rows as they stand now, and what is not needed any more to the allowance."""
+        if (unneeded := self._usd - self._due() - self.allowance.left) > 0:
+            self.allowance.give_back(unneeded)
+        return {row: [self._known(each.question, each.key) for each in known] for row, known in rows.items()}
+
     def _known(self, question: Question, key: str) -> _Known:
         n_unreadable, problem, declined = 0, None, False
         for _, reading in self._read_all(question, key):
@@ -182,7 +227,8 @@ class Collection:
             n_unreadable, problem, declined = n_unreadable + 1, reading.problem, declined or reading.declined
         if declined or n_unreadable > self.means.options.unreadable_retries:
             return _Known(question, key, refused=problem)
-        return _Known(question, key, None, self.journal.refusal(self.order.id, key), n_unreadable)
+        refused, is_waiting = self.journal.refusal(self.order.id, key), self._batches.is_waiting(key)
+        return _Known(question, key, None, refused, n_unreadable, is_waiting)
 
     def _read_all(self, question: Question, key: str) -> list[tuple[Attempt, Reading]]:
         received = [each for each in self.journal.attempts(key) if each.state == "received"]
@@ -201,10 +247,21 @@ class Collection:
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
+    def _ask_batches(self, rows: dict[str, list[_Known]], report: Callable[[int], None]) -> dict[str, list[_Known]]:
+        """Ask the open questions in batches, note those that are given up, and return the rows as they stand then."""
+        while True:
+            reasons = {key: why for key in _open_ones(rows) if (why := self._batches.given_up(key)) is not None}
+            self.journal.refuse(self.order.id, reasons)
+            rows = self._again(rows)
+            report(sum(all(known.is_finished for known in each) for each in rows.values()))
+            due = [[(known.key, known.question) for known in each if known.is_open] for each in rows.values()]
+            if not self._batches.ask([each for each in due if each], self.allowance):
+                return rows
+
     def _ask(self, rows: Mapping[str, Sequence[_Known]], report: Callable[[int], None]) -> None:
-        """Ask the questions that are not finished, and note those that are given up."""
+        """Ask the questions that are open, and note those that are given up."""
         every = [known for each in rows.values() for known in each]
-        open_ones = [known for known in every if not known.is_finished]
+        open_ones = [known for known in every if known.is_open]
         left = Counter(known.question.row for known in open_ones)
         n_rows, n_seen = len(rows) - len(left), 0
         report(n_rows)
@@ -265,9 +322,10 @@ class Collection:
 
     def _delivery(self, rows: Mapping[str, Sequence[_Known]]) -> Delivery:
         bill = self._bills.of(self.order.id)
-        results, answers = [], []
+        results, answers, left = [], [], []
         for row in self.order.rows:
             known = [self._known(each.question, each.key) for each in rows.get(row, ())]
+            left += [each.key for each in known if not each.is_finished]
             label = refused = None
             if known and all(each.is_finished for each in known):
                 readings = [each.reading or Reading(None, each.refused) for each in known]
@@ -277,7 +335,9 @@ class Collection:
                 results.append(RowResult(row, label, refused, bill.get(row, Fraction(0))))
             answers += self._answers(known)
         paid = self._bills.paid_by(self.order.id) * MICROS_PER_USD
-        return Delivery(self.order.id, tuple(results), tuple(answers), -(-paid.numerator // paid.denominator))
+        micros = -(-paid.numerator // paid.denominator)
+        waits_for = self._batches.waits_for(left)
+        return Delivery(self.order.id, tuple(results), tuple(answers), micros, waits_for=waits_for)
 
     def _answers(self, known: Sequence[_Known]) -> list[Answer]:
         """Return the answers to a row, in the order in which they came."""

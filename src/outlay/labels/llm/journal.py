@@ -24,12 +24,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from threading import Condition
 from typing import TYPE_CHECKING, Any, Literal
 
 from outlay.errors import StoreError
-from outlay.labels.llm.wire import Failed, Received, Reply
+from outlay.labels.llm.wire import Exchange, Failed, Lost, Received, Reply
 from outlay.storage.files import refused, sync_folder, writing
 from outlay.storage.hashing import key_of
 
@@ -47,7 +48,8 @@ class Attempt:
     """One request of a question: which order paid for it, for which row, and what became of it.
 
     ``most``: tokens that it is billed at most, by name; ``seconds``: from sending to the last byte of a reply; ``why``: the
-    reason of one that failed or is lost.
+    reason of one that failed or is lost; ``batch``: name of the batch that it left in, "" for a request of its own; ``at``: time
+    of sending, in seconds since 1970.
     """
 
     key: str
@@ -60,6 +62,13 @@ class Attempt:
     seconds: float = 0.0
     place: tuple[int, int] = (0, 0)
     """Place in the file of the line that ended it: offset and length."""
+    batch: str = ""
+    at: float = 0.0
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it is in a batch of which nothing is known yet."""
+        return self.state == "sent" and bool(self.batch)
 
 
 class Journal:
@@ -77,6 +86,8 @@ class Journal:
         self._attempts: dict[str, list[Attempt]] = {}
         self._used: dict[tuple[str, str], tuple[str, int]] = {}
         self._refused: dict[tuple[str, str], str] = {}
+        self._batches: dict[str, list[Attempt]] = {}
+        self._batch_ids: dict[str, str] = {}
         self._end = self._load(writable)
         self._durable_end = self._end
 
@@ -93,13 +104,18 @@ class Journal:
 
     def bill(self, order: str) -> list[tuple[str, Attempt]]:
         """Return what is billed in an order, each attempt with its row: those that it paid for and those it took over."""
-        found = []
+        return [(row, attempt) for row, attempt in self._of(order) if not attempt.is_under_way]
+
+    def under_way(self, order: str) -> list[Attempt]:
+        """Return the attempts of an order that are in batches of which nothing is known yet, those that it took over too."""
+        return [attempt for _, attempt in self._of(order) if attempt.is_under_way]
+
+    def _of(self, order: str) -> Iterator[tuple[str, Attempt]]:
         for key, attempts in self._attempts.items():
             row, upto = self._used.get((order, key), ("", 0))
             for attempt in attempts:
                 if attempt.state != "failed" and (attempt.order == order or attempt.number <= upto):
-                    found.append((attempt.row if attempt.order == order else row, attempt))
-        return found
+                    yield (attempt.row if attempt.order == order else row), attempt
 
     def untaken(self, order: str, key: str) -> list[Attempt]:
         """Return the attempts of others at a question that an order has not taken over, and that are billed."""
@@ -126,6 +142,19 @@ class Journal:
         body = base64.b64decode(record["base64"]) if "base64" in record else record["text"].encode()
         return Reply(attempt.key, record["status"], body, record.get("seconds", 0.0))
 
+    def batch(self, name: str) -> Sequence[Attempt]:
+        """Return the attempts that left in a batch, in the order in which they lie in it."""
+        return tuple(self._batches.get(name, ()))
+
+    def batch_id(self, name: str) -> str | None:
+        """Return the id that the provider gave a batch; ``None`` where that is not known."""
+        return self._batch_ids.get(name)
+
+    @property
+    def open_batches(self) -> list[str]:
+        """Names of the batches with attempts of which nothing is known yet, oldest first."""
+        return [name for name, attempts in self._batches.items() if any(each.is_under_way for each in attempts)]
+
     # --- writing: each returns when its line is on the disk ------------------------------------------------------------
 
     def accept(self, order: str, rows: str) -> None:
@@ -142,25 +171,45 @@ class Journal:
         self._append(_sent_record(attempt))
         return attempt
 
+    def send_batch(self, requests: Sequence[tuple[str, str, TokenUsage]], order: str, batch: str) -> list[Attempt]:
+        """Note that questions are about to be sent in a batch, each by key, row and bound, and return the attempts."""
+        now = round(time.time(), 3)
+        attempts = [
+            Attempt(key, len(self._attempts.get(key, ())) + 1, order, row, asdict(most), batch=batch, at=now)
+            for key, row, most in requests
+        ]
+        self._append_all([_sent_record(attempt) for attempt in attempts])
+        for attempt in attempts:
+            self._add(attempt)
+        return attempts
+
+    def name_batch(self, name: str, provider_id: str) -> None:
+        """Note the id that the provider gave a batch."""
+        self._append({"batch": name, "id": provider_id})
+        self._batch_ids[name] = provider_id
+
     def receive(self, attempt: Attempt, received: Received) -> Reply:
         """Note what came for an attempt, byte for byte, and return it."""
-        record = {"received": attempt.key, "n": attempt.number, "status": received.status, "seconds": received.seconds}
-        attempt.place = self._append(record | _written(received.body))
-        attempt.state, attempt.seconds = "received", received.seconds
+        self.end([(attempt, received)])
         return Reply(attempt.key, received.status, received.body, received.seconds)
 
     def fail(self, attempt: Attempt, failed: Failed) -> None:
         """Note that an attempt ended with an error and is not billed, and what the endpoint said."""
-        record: dict[str, object] = {"failed": attempt.key, "n": attempt.number, "why": failed.why}
-        if failed.status is not None:
-            record |= {"status": failed.status} | _written(failed.body)
-        attempt.place = self._append(record)
-        attempt.state, attempt.why = "failed", failed.why
+        self.end([(attempt, failed)])
 
     def lose(self, attempt: Attempt, why: str) -> None:
         """Note that an attempt got no whole reply, and may be billed."""
-        self._append({"lost": attempt.key, "n": attempt.number, "why": why})
-        attempt.state, attempt.why = "lost", why
+        self.end([(attempt, Lost(why))])
+
+    def end(self, ends: Sequence[tuple[Attempt, Exchange]]) -> None:
+        """Note what became of attempts, in one go."""
+        places = self._append_all([_end_record(attempt, exchange) for attempt, exchange in ends])
+        for (attempt, exchange), place in zip(ends, places, strict=True):
+            if isinstance(exchange, Received):
+                attempt.place, attempt.state, attempt.seconds = place, "received", exchange.seconds
+            else:
+                attempt.why = exchange.why
+                attempt.place, attempt.state = place, "failed" if isinstance(exchange, Failed) else "lost"
 
     def take_over(self, order: str, rows: Mapping[str, str]) -> None:
         """Note that an order takes over what others paid for its questions; what is noted already stays.
@@ -169,13 +218,13 @@ class Journal:
         """
         upto = {key: others[-1].number for key in rows if (others := self.untaken(order, key))}
         if upto:
-            self._append(*({"used": key, "n": n, "order": order, "row": rows[key]} for key, n in upto.items()))
+            self._append_all([{"used": key, "n": n, "order": order, "row": rows[key]} for key, n in upto.items()])
         self._used |= {(order, key): (rows[key], n) for key, n in upto.items()}
 
     def refuse(self, order: str, reasons: Mapping[str, str]) -> None:
         """Note the questions, by key, that an order gives up, each with its reason."""
         if reasons:
-            self._append(*({"refused": key, "order": order, "why": why} for key, why in reasons.items()))
+            self._append_all([{"refused": key, "order": order, "why": why} for key, why in reasons.items()])
         self._refused |= {(order, key): why for key, why in reasons.items()}
 
     def close(self) -> None:
@@ -187,20 +236,24 @@ class Journal:
             self._changed.notify_all()
             os.close(self._file)
 
-    def _append(self, *records: Mapping[str, object]) -> tuple[int, int]:
-        """Write lines, wait until they are durable, and return their place."""
-        text = "".join(json.dumps(each, ensure_ascii=False, separators=(",", ":")) + "\n" for each in records)
-        line = text.encode("utf-8", "surrogatepass")
+    def _append(self, record: Mapping[str, object]) -> None:
+        self._append_all([record])
+
+    def _append_all(self, records: Sequence[Mapping[str, object]]) -> list[tuple[int, int]]:
+        """Write lines, wait until they are durable, and return their places."""
+        texts = (json.dumps(each, ensure_ascii=False, separators=(",", ":")) + "\n" for each in records)
+        lines = [text.encode("utf-8", "surrogatepass") for text in texts]
         with self._changed:
             self._check()
-            place = self._end, len(line)
-            self._end += len(line)
-            self._queued.append(line)
+            ends = list(accumulate(map(len, lines), initial=self._end))
+            places = list(zip(ends, map(len, lines), strict=False))
+            self._end = ends[-1]
+            self._queued.append(b"".join(lines))
             self._n_queued += 1
             mine = self._n_queued
         while not self._is_durable(mine):
             self._sync()
-        return place
+        return places
 
     def _is_durable(self, number: int) -> bool:
         """Wait for whoever syncs; return whether a line is durable, and take the sync over where it is not."""
@@ -265,9 +318,10 @@ class Journal:
     def _take_in(self, record: Mapping[str, Any], place: tuple[int, int]) -> None:
         if "sent" in record:
             attempt = Attempt(record["sent"], record["n"], record["order"], record["row"], record["most"])
-            attempts = self._attempts.setdefault(attempt.key, [])
-            attempts.append(attempt)
-            attempts.sort(key=lambda each: each.number)
+            attempt.batch, attempt.at = record.get("batch", ""), record.get("at", 0.0)
+            self._add(attempt)
+        elif "batch" in record:
+            self._batch_ids[record["batch"]] = record["id"]
         elif "used" in record:
             self._used[record["order"], record["used"]] = record["row"], record["n"]
         elif "refused" in record:
@@ -280,13 +334,19 @@ class Journal:
             attempt.state, attempt.why = state, record.get("why", "")
             attempt.place, attempt.seconds = place, record.get("seconds", 0.0)
 
+    def _add(self, attempt: Attempt) -> None:
+        attempts = self._attempts.setdefault(attempt.key, [])
+        attempts.append(attempt)
+        attempts.sort(key=lambda each: each.number)
+        if attempt.batch:
+            self._batches.setdefault(attempt.batch, []).append(attempt)
+
     def note_lost(self) -> None:
-        """Note every attempt without an end as lost: the process that sent it is gone."""
-        open_ones = [each for attempts in self._attempts.values() for each in attempts if each.state == "sent"]
+        """Note every request without an end as lost: the process that sent it is gone. Batches outlive it."""
+        every = (each for attempts in self._attempts.values() for each in attempts)
+        open_ones = [each for each in every if each.state == "sent" and not each.batch]
         if open_ones:
-            self._append(*({"lost": each.key, "n": each.number, "why": KILLED} for each in open_ones))
-        for attempt in open_ones:
-            attempt.state, attempt.why = "lost", KILLED
+            self.end([(attempt, Lost(KILLED)) for attempt in open_ones])
 
 
 def journal_path(folder: Path, base_url: str, model: str) -> Path:
@@ -353,7 +413,18 @@ def read_journal(path: Path) -> Iterator[Journal]:
 
 def _sent_record(attempt: Attempt) -> dict[str, object]:
     record = {"sent": attempt.key, "n": attempt.number, "order": attempt.order, "row": attempt.row}
-    return {**record, "most": attempt.most, "at": round(time.time(), 3)}
+    batch = {"batch": attempt.batch} if attempt.batch else {}
+    return {**record, **batch, "most": attempt.most, "at": attempt.at or round(time.time(), 3)}
+
+
+def _end_record(attempt: Attempt, exchange: Exchange) -> dict[str, object]:
+    if isinstance(exchange, Received):
+        head = {"received": attempt.key, "n": attempt.number, "status": exchange.status, "seconds": exchange.seconds}
+        return head | _written(exchange.body)
+    if isinstance(exchange, Failed):
+        said = {} if exchange.status is None else {"status": exchange.status, **_written(exchange.body)}
+        return {"failed": attempt.key, "n": attempt.number, "why": exchange.why, **said}
+    return {"lost": attempt.key, "n": attempt.number, "why": exchange.why}
 
 
 def _written(body: bytes) -> dict[str, object]:

@@ -15,6 +15,8 @@ from outlay.text.legible import did_you_mean
 Examples = Literal["none", "fixed", "shuffled", "nearest"]
 """Choices of the labelled rows that a prompt shows, see `outlay.labels.llm.examples`."""
 EXAMPLES: tuple[Examples, ...] = get_args(Examples)
+BATCH_WAYS: tuple[WayName, ...] = ("schema", "chat")
+"""Ways that batches are answered by: providers take files of chat requests, not of decisions."""
 OPENAI_URL = "https://api.openai.com/v1"
 MOST_AT_ONCE = 256
 VARIED = 1.0
@@ -36,7 +38,7 @@ class LlmOptions:
         samples: Answers asked for each row.
         temperature: Temperature of the answers; ``None``: 0 for one sample, `VARIED` for several.
         max_answer_tokens: Longest answer in tokens, reasoning included.
-        tier: Class of service.
+        tier: Class of service; ``batch``: asked in files that are answered within a day, at the price of batches.
         extra: More fields of chat bodies, as the provider names them.
         concurrency: Requests at once.
         requests_per_minute: Requests at most; ``None``: as many as the endpoint allows.
@@ -82,8 +84,6 @@ class LlmOptions:
         ):
             if value not in known:
                 raise SellerError(f"{name} is {value!r}{did_you_mean(str(value), known)}; choose {', '.join(known)}")
-        if self.tier == "batch":
-            raise SellerError("tier batch is asked in files, not request by request; choose standard or flex")
         for name, number, least, most in (
             ("n_examples", self.n_examples, 1, 1000),
             ("samples", self.samples, 1, 100),
@@ -98,6 +98,11 @@ class LlmOptions:
         ):
             if not least <= number <= most:
                 raise SellerError(f"{name} is {number:g}; give {least:g} to {most:g}")
+
+    @property
+    def ways(self) -> tuple[WayName, ...]:
+        """Ways that ``auto`` chooses from."""
+        return BATCH_WAYS if self.tier == "batch" else WAYS
 
     @property
     def settings(self) -> Settings:

@@ -1,7 +1,7 @@
 """Prompts for labels: the guideline in the system's words, rows and examples as data.
 
 A row's text travels as a JSON object of its fields. Inside it every beginning of what a tokenizer could take for a control token
-of a chat (``<|im_start|>``, ``</s>``, ``[INST]``) is written as an escape, ``\\u003c|im_start|>``: the same text to whoever reads
+of a chat ("<|im_start|>", "</s>", "[INST]") is written as an escape, "\\u003c|im_start|>": the same text to whoever reads
 JSON, and no control token, so that a text changes neither roles nor schema nor label set. Nothing here knows of HTTP.
 """
 
@@ -28,7 +28,7 @@ DEFAULT_INSTRUCTION: dict[Kind, str] = {
 """Words for a task without an ``instruction`` of its own."""
 
 _CONTROL = re.compile(r"<(?=[^\s\d=])|\[(?=/?[A-Z_]+\])")
-"""Beginnings of control tokens: ``<`` of ``<|im_end|>``, ``<start_of_turn>``, ``<<SYS>>``, ``<｜User｜>`` and ``</s>``, ``[`` of
+"""Beginnings of control tokens: ``<`` of ``<|im_end|>``, "<start_of_turn>", ``<<SYS>>``, ``<｜User｜>`` and ``</s>``, ``[`` of
 ``[/INST]``; a ``<`` before a blank, a digit or ``=`` is none.
 """
 _SURROGATE = re.compile(r"[\ud800-\udfff]")

@@ -83,7 +83,9 @@ class Questioner:
             raise SellerError(
                 f"a task of kind {guideline.kind} cannot be answered by {options.way}; choose auto, {', '.join(possible)}"
             )
-        self._possible = possible if options.way == "auto" else (options.way,)
+        self._possible = (
+            tuple(way for way in possible if way in options.ways) if options.way == "auto" else (options.way,)
+        )
 
     def ask(self, way: Way, example: Example) -> list[Question]:
         """Return the questions about one row, one per sample."""

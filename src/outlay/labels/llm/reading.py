@@ -82,7 +82,7 @@ def read_answer(way: Way, guideline: Guideline, body: bytes, source: str) -> Rea
 def usage_of(body: bytes | Mapping[str, Any]) -> TokenUsage | None:
     """Return what a reply says it is billed for; None where it is missing or cannot be.
 
-    Both namings are read (``prompt_tokens`` of chat, ``input_tokens`` of decisions). Numbers must be whole and between 0 and
+    Both namings are read ("prompt_tokens" of chat, "input_tokens" of decisions). Numbers must be whole and between 0 and
     `MAX_TOKENS`, the cached and written tokens no more than the input. Output includes reasoning: where a provider counts it
     beside the output, so that only their sum makes ``total_tokens``, it is added.
     """

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 LONG_WAIT = 120.0
 """Seconds from which a wait is told."""
-_BUSY = frozenset({408, 409, 425, 429})
+BUSY = frozenset({408, 409, 425, 429})
 NOT_THERE = 501
 """Status of a server that never does what it is asked, of all from 500 on the only one that no waiting helps."""
 N_ALIKE = 5
@@ -198,7 +198,7 @@ class Schedule:
         self.limits.learn(failed.headers, now)
         if failed.code in self.fatal.codes or failed.status in self.fatal.statuses:
             self.stop(SellerError(f"the endpoint refuses: {failed.why}; nothing is lost: put it right, then run again"))
-        elif failed.status is None or failed.status in _BUSY or (failed.status >= 500 and failed.status != NOT_THERE):
+        elif failed.status is None or failed.status in BUSY or (failed.status >= 500 and failed.status != NOT_THERE):
             self._busy(due, failed, now)
         elif self.n_received:
             self._refuse(due, failed.why)

@@ -16,6 +16,7 @@ from outlay.errors import SellerError, UnknownOrder
 from outlay.labels.allowance import Allowance
 from outlay.labels.annotator import Delivery, Order, RowCost, no_report
 from outlay.labels.llm.asking import Clock
+from outlay.labels.llm.batch_wire import BatchEndpoint
 from outlay.labels.llm.billing import believed_usage
 from outlay.labels.llm.collecting import Collection, Means
 from outlay.labels.llm.journal import journal_path, open_journal, read_journal
@@ -23,7 +24,6 @@ from outlay.labels.llm.limits import Limits
 from outlay.labels.llm.options import LlmOptions
 from outlay.labels.llm.prompts import Guideline, Shot
 from outlay.labels.llm.questions import Calibration, Questioner
-from outlay.labels.llm.wire import Endpoint
 from outlay.money.amounts import Price, Quote
 from outlay.money.prices.tokens import TokenPrices, TokenUsage, token_bill
 from outlay.storage.hashing import key_of
@@ -40,12 +40,14 @@ class LlmSeller:
     Args:
         options: The model and how it is asked.
         guideline: What it is told.
-        prices: Prices of its tokens.
+        prices: Prices of its tokens in requests of their own.
         folder: Folder of the journals.
         shots: Labelled rows to choose examples from.
         price: Price that a purchase is settled at, $1 per dollar of tokens; ``None``: the model's.
         count: Tokens of a text, for closer bounds than its bytes.
         calibration: Shares of the bounds that answers used before, see `calibrated`.
+        batch_prices: Prices of its tokens in batches; ``None``: the same.
+        poll_seconds: Seconds between two looks at batches; ``None``: `collect` looks once and returns.
         tell: Told of long waits, one line each.
         clock: The time.
 
@@ -64,6 +66,8 @@ class LlmSeller:
         price: Price | None = None,
         count: Callable[[str], int] | None = None,
         calibration: Calibration | None = None,
+        batch_prices: TokenPrices | None = None,
+        poll_seconds: float | None = None,
         tell: Callable[[str], None] = _logger.warning,
         clock: Clock | None = None,
     ) -> None:
@@ -75,8 +79,9 @@ class LlmSeller:
         self._price = token_bill(options.model) if price is None else price
         self._calibration = calibration
         self._tell = tell
-        self._endpoint: Endpoint | None = None
-        clock = clock or Clock()
+        self._poll_seconds = poll_seconds
+        self._endpoint: BatchEndpoint | None = None
+        self._clock = clock = clock or Clock()
         self._means = Means(
             options,
             Questioner(options, guideline, shots, count),
@@ -85,6 +90,7 @@ class LlmSeller:
             self._connected,
             tell,
             clock,
+            batch_prices,
         )
 
     def __repr__(self) -> str:
@@ -114,12 +120,13 @@ class LlmSeller:
 
         Lost requests and the probe of the endpoint come on top; the allowance binds them all.
         """
+        prices = self._means.asked_prices
         n, n_most = self.options.samples, self.options.samples * (1 + self.options.unreadable_retries)
         costs = []
         for example in examples:
             bound = self._means.questioner.bound(example)
-            most = self.prices.most(bound)
-            expected = self._means.questioner.expected_usd(bound, self.prices, self._calibration)
+            most = prices.most(bound)
+            expected = self._means.questioner.expected_usd(bound, prices, self._calibration)
             costs.append(RowCost(min(expected, most) * n, most * n_most))
         return costs
 
@@ -128,7 +135,7 @@ class LlmSeller:
         return Quote.of(self._price, sum((cost.most for cost in self.costs(examples)), Fraction(0)))
 
     def identity(self) -> Mapping[str, object]:
-        """Return what decides the labels: not the price, the tier or the speed."""
+        """Return what decides the labels: neither price nor speed; of the tier the ways that ``auto`` may choose."""
         options, settings = self.options, replace(self.options, tier="standard").settings
         has_shots = options.examples != "none"
         return {
@@ -136,7 +143,7 @@ class LlmSeller:
             "version": VERSION,
             "endpoint": options.base_url.rstrip("/"),
             "model": options.model,
-            "way": options.way,
+            "way": " or ".join(options.ways) if options.way == "auto" and options.tier == "batch" else options.way,
             "guideline": self.guideline.to_json(),
             "examples": options.examples,
             "n_examples": options.n_examples if has_shots else 0,
@@ -183,20 +190,29 @@ class LlmSeller:
         unknown = UnknownOrder(f"order {order.id!r} was never submitted; submit it first")
         if not self.path.exists():
             raise unknown
-        with open_journal(self.path, self._tell) as journal:
-            if journal.rows_of(order.id) != key_of(list(order.rows)):
-                raise unknown
-            if not order.rows:
-                return Delivery(order.id, ())
-            try:
-                return Collection(self._means, journal, order, allowance).collected(report)
-            finally:
-                self._close()
+        usd = allowance.left
+        look = Allowance(usd)
+        try:
+            while True:
+                # Every look has the whole allowance: it takes what earlier ones have spent.
+                look = Allowance(usd)
+                with open_journal(self.path, self._tell) as journal:
+                    if journal.rows_of(order.id) != key_of(list(order.rows)):
+                        raise unknown
+                    if not order.rows:
+                        return Delivery(order.id, ())
+                    delivery = Collection(self._means, journal, order, look).collected(report)
+                if delivery.waits_for is None or self._poll_seconds is None:
+                    return delivery
+                self._clock.sleep(self._poll_seconds)
+        finally:
+            allowance.take(usd - look.left)
+            self._close()
 
-    def _connected(self) -> Endpoint:
+    def _connected(self) -> BatchEndpoint:
         if self._endpoint is None:
             options = self.options
-            self._endpoint = Endpoint(options.base_url, options.api_key_env, options.timeout)
+            self._endpoint = BatchEndpoint(options.base_url, options.api_key_env, options.timeout)
         return self._endpoint
 
     def _close(self) -> None:

@@ -60,9 +60,13 @@ class Probe:
 
 
 def next_probe(
-    guideline: Guideline, settings: Settings, wanted: Literal["auto"] | WayName, answered: Sequence[Answered]
+    guideline: Guideline,
+    settings: Settings,
+    wanted: Literal["auto"] | WayName,
+    answered: Sequence[Answered],
+    among: Sequence[WayName] = WAYS,
 ) -> Probe | Way:
-    """Return the probe to send next, or the way that was found.
+    """Return the probe to send next, or the way that was found; ``among``: ways that ``auto`` may choose.
 
     ``answered``: status and body of the probes so far, in order; a status other than 200 is an answer too. The probes are a
     function of the answers, so a journal of them leads to the same way without asking again. No row of the task is sent.
@@ -71,7 +75,7 @@ def next_probe(
         SellerError: The endpoint does not know the key (401), has no way to answer, or not the one that is wanted; or the kind of
             task cannot be answered that way.
     """
-    plan = _plan(guideline, settings, wanted)
+    plan = _plan(guideline, settings, wanted, among)
     try:
         step = next(plan)
         for reply in answered:
@@ -82,7 +86,9 @@ def next_probe(
     return step
 
 
-def _plan(guideline: Guideline, settings: Settings, wanted: str) -> Generator[Probe, Answered, Way]:
+def _plan(
+    guideline: Guideline, settings: Settings, wanted: str, among: Sequence[WayName]
+) -> Generator[Probe, Answered, Way]:
     possible = WAYS_OF[guideline.kind]
     if wanted not in ("auto", *WAYS):
         raise SellerError(f"{wanted!r} is no way to answer; choose auto, {', '.join(WAYS)}")
@@ -91,7 +97,9 @@ def _plan(guideline: Guideline, settings: Settings, wanted: str) -> Generator[Pr
             f"a task of kind {guideline.kind} cannot be answered by {wanted}; choose auto, {', '.join(possible)}"
         )
     reasons = []
-    for name in possible if wanted == "auto" else [each for each in WAYS if each == wanted]:
+    for name in possible:
+        if name not in among if wanted == "auto" else name != wanted:
+            continue
         if name in ("decisions", "systemone"):
             way, reason = yield from _try_decision(Way(name), guideline, settings)
         else:

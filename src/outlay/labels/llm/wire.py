@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from outlay.errors import SellerError
 from outlay.labels.llm.reading import error_of
@@ -123,8 +124,13 @@ class Secret:
         return data.replace(self._text.encode(), b"***") if len(self._text) >= _SHORTEST_SECRET else data
 
 
-def read_key(variable: str | None) -> Secret:
+_THIS_MACHINE = frozenset(("127.0.0.1", "::1", "localhost"))
+
+
+def read_key(variable: str | None, base_url: str) -> Secret:
     """Return the API key in an environment variable; a dash for servers without keys, where none is named.
+
+    A server of this machine is asked without a key where the variable is not set.
 
     Raises:
         SellerError: the variable is not set.
@@ -132,6 +138,8 @@ def read_key(variable: str | None) -> Secret:
     if variable is None:
         return Secret("-")
     key = os.environ.get(variable, "").strip()
+    if not key and urlsplit(base_url).hostname in _THIS_MACHINE:
+        return Secret("-")
     if not key:
         raise SellerError(
             f"the environment variable {variable} holds no API key; set it: export {variable}=..., or say that the endpoint takes "
@@ -154,7 +162,7 @@ class Endpoint:
     def __init__(self, base_url: str, api_key_env: str | None = None, timeout: float = 60.0) -> None:
         self.base_url = base_url.rstrip("/")
         self._timeout = timeout
-        self._key = read_key(api_key_env)
+        self._key = read_key(api_key_env, base_url)
         self._client: OpenAI = _client(self.base_url, self._key, timeout)
 
     def __repr__(self) -> str:
@@ -183,11 +191,7 @@ class Endpoint:
         except openai.APIStatusError as error:
             return self._refused(error.status_code, error.response.content, _headers(error.response.headers))
         except openai.APIConnectionError as error:
-            cause = type(error.__cause__).__name__
-            why = self._key.scrub(_line(str(error.__cause__ or error))) or cause
-            if cause in NOT_SENT:
-                return Failed(f"cannot connect to {self.base_url}: {why}")
-            return Lost(f"no reply in {self._timeout:g} s" if "Timeout" in cause else f"connection lost: {why}")
+            return self._broken(error)
         except Exception as error:  # a body that cannot be unpacked, a redirect without end
             return Lost(f"no reply that can be read: {type(error).__name__}")
         return self._read(response.http_response, start)
@@ -208,6 +212,14 @@ class Endpoint:
             response.close()
         seconds = round(time.monotonic() - start, 6)
         return Received(response.status_code, self._key.scrub_bytes(bytes(body)), seconds, _headers(response.headers))
+
+    def _broken(self, error: Exception) -> Failed | Lost:
+        """Return what an error of the connection means."""
+        cause = type(error.__cause__).__name__
+        why = self._key.scrub(_line(str(error.__cause__ or error))) or cause
+        if cause in NOT_SENT:
+            return Failed(f"cannot connect to {self.base_url}: {why}")
+        return Lost(f"no reply in {self._timeout:g} s" if "Timeout" in cause else f"connection lost: {why}")
 
     def _refused(self, status: int, body: bytes, headers: Mapping[str, str]) -> Failed:
         body = self._key.scrub_bytes(body)[:MAX_ERROR_BYTES]

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 from outlay.errors import MoneyError, UnknownItem
 from outlay.money.amounts import DOLLAR_UNIT, Price, PriceBook
+from outlay.storage.paths import command_line
 from outlay.text.legible import did_you_mean
 
 Tier = Literal["standard", "batch", "flex"]
@@ -95,6 +96,10 @@ def token_item(model: str, kind: str, tier: Tier = "standard") -> str:
     return " ".join([model, *([] if tier == "standard" else [tier]), KINDS[kind]])
 
 
+def _fetch(model: str) -> str:
+    return command_line("outlay", "prices", "fetch", model)
+
+
 def priced_model(book: PriceBook, model: str, tier: Tier = "standard") -> str:
     """Return the name that a model's prices stand under: ``openai/gpt-5-mini`` for itself, and for ``gpt-5-mini``.
 
@@ -120,7 +125,7 @@ def priced_model(book: PriceBook, model: str, tier: Tier = "standard") -> str:
     names = [item.removesuffix(" output") for item in ours if item.endswith(" output")]
     hint = did_you_mean(model, [name for name in names if not name.endswith((" batch", " flex"))])
     raise UnknownItem(
-        f"no price of the tokens of {model!r}{hint}; run `outlay prices fetch {model}`, or add {end!r} and "
+        f"no price of the tokens of {model!r}{hint}; run `{_fetch(model)}`, or add {end!r} and "
         f"{token_item(model, 'output', tier)!r} per 1M tokens to a price file, usd 0 for a model of your own"
     )
 
@@ -146,7 +151,7 @@ def token_prices(book: PriceBook, model: str, tier: Tier = "standard") -> TokenP
     name = priced_model(book, model, tier)
     output = token_item(name, "output", tier)
     if output not in book:
-        raise UnknownItem(f"no price for {output!r}; run `outlay prices fetch {name}`, or add it per 1M tokens")
+        raise UnknownItem(f"no price for {output!r}; run `{_fetch(name)}`, or add it per 1M tokens")
     per_token: dict[str, Decimal] = {}
     for kind in KINDS:
         item = token_item(name, kind, tier)
