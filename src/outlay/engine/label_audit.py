@@ -168,8 +168,12 @@ def _check_model(
     paid = _micros(bills.paid_by(order.order))
     if paid != cash:
         audit.differs(f"{what}: {format_usd(cash)} left the bank by the log, {format_usd(paid)} by the journal")
+    received = [(row, attempt) for row, attempt in journal.bill(order.order) if attempt.state == "received"]
+    for row, attempt in received:
+        if journal.is_changed(attempt):
+            audit.differs(f"{what}, row {row[:12]}: the reply in the journal is not the one that came")
     # Rows with the same text are one question, so that an answer may have come for another row.
-    replies = [journal.reply(attempt) for _, attempt in journal.bill(order.order) if attempt.state == "received"]
+    replies = [journal.reply(attempt) for _, attempt in received]
     came = {text for reply in replies if reply is not None for text in _texts(reply.body)}
     for answer in (each for row in order.ordered for each in known.answers.get(row, ())):
         if answer.text and answer.text not in came and not any(answer.text in text for text in came):

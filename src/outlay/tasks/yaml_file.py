@@ -128,7 +128,7 @@ def _followed(path: tuple[int | str, ...], schema: dict[str, Any]) -> tuple[list
             continue
         if part not in _UNION_CHOICES:
             keys.append(str(part))
-        if part in schema["$defs"]:
+        if part in schema.get("$defs", {}):
             here = schema["$defs"][part]
         elif isinstance(part, int):
             here = here.get("items", {})

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import base64
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -141,6 +142,13 @@ class Journal:
             return None
         body = base64.b64decode(record["base64"]) if "base64" in record else record["text"].encode()
         return Reply(attempt.key, record["status"], body, record.get("seconds", 0.0))
+
+    def is_changed(self, attempt: Attempt) -> bool:
+        """Return whether the bytes of a reply are not those that came; lines of before have no sum to tell by."""
+        offset, length = attempt.place
+        record = json.loads(os.pread(self._file, length, offset)) if length else {}
+        reply = self.reply(attempt)
+        return reply is not None and "sum" in record and record["sum"] != _sum(reply.body)
 
     def batch(self, name: str) -> Sequence[Attempt]:
         """Return the attempts that left in a batch, in the order in which they lie in it."""
@@ -420,11 +428,15 @@ def _sent_record(attempt: Attempt) -> dict[str, object]:
 def _end_record(attempt: Attempt, exchange: Exchange) -> dict[str, object]:
     if isinstance(exchange, Received):
         head = {"received": attempt.key, "n": attempt.number, "status": exchange.status, "seconds": exchange.seconds}
-        return head | _written(exchange.body)
+        return head | {"sum": _sum(exchange.body)} | _written(exchange.body)
     if isinstance(exchange, Failed):
         said = {} if exchange.status is None else {"status": exchange.status, **_written(exchange.body)}
         return {"failed": attempt.key, "n": attempt.number, "why": exchange.why, **said}
     return {"lost": attempt.key, "n": attempt.number, "why": exchange.why}
+
+
+def _sum(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()[:16]
 
 
 def _written(body: bytes) -> dict[str, object]:
