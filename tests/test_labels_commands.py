@@ -1,4 +1,4 @@
-"""Labels for real as a user buys them: a language model's by `run`, tried by `labels try`, proved by `labels verify`, people's by file."""
+"""Labels for real as a user buys them: a model's by `run`, `labels try` and `labels verify`, those of people by file."""
 
 from __future__ import annotations
 
@@ -63,7 +63,16 @@ class Shop:
         return ("--llm", "tiny", "--llm-url", self.till.base_url, "--prices", self.root / "prices.toml", *more)
 
     def run(self, out: str, *more: object, budget: object = 3) -> Ran:
-        plain = ("--teacher", self.root / "checkpoint", "--student", "cut:1", "--set", "student.epochs=1", "--threads", 1)
+        plain = (
+            "--teacher",
+            self.root / "checkpoint",
+            "--student",
+            "cut:1",
+            "--set",
+            "student.epochs=1",
+            "--threads",
+            1,
+        )
         where = ("--out", self.root / out, "--store", self.store)
         return outlay("run", self.task, "--budget", budget, *where, *plain, *more)
 
@@ -158,13 +167,22 @@ def test_a_plan_says_what_labels_are_expected_to_cost_and_cost_at_most(shop: Sho
 
 def test_options_stand_in_place_of_the_task_s_keys(shop: Shop, tmp_path: Path) -> None:
     """The task names the address and the examples, the option the model; its price goes with it."""
-    sellers = "\nsellers:\n  llm: {kind: openai, model: old, base_url: 'http://x/v1', price_item: old, examples: none}\n"
+    sellers = (
+        "\nsellers:\n  llm: {kind: openai, model: old, base_url: 'http://x/v1', price_item: old, examples: none}\n"
+    )
     task = load_task(str(write_task(tmp_path / "task", TASK + sellers)))
     found = {spec.name: spec for spec in sellers_of(task.sellers, {}, ReplayOptions(), {"model": "tiny"}, None)}
     assert found["llm"].chosen == {"model": "tiny", "base_url": "http://x/v1", "examples": "none"}
     (tmp_path / "sellers.yaml").write_text("sellers:\n  llm: {kind: openai, model: tiny, examples: none}\n")
     planned = shop.run(
-        "planned", "--strategy", "llm_annotate", "--sellers", tmp_path / "sellers.yaml", "--llm-price", "free", "--dry-run"
+        "planned",
+        "--strategy",
+        "llm_annotate",
+        "--sellers",
+        tmp_path / "sellers.yaml",
+        "--llm-price",
+        "free",
+        "--dry-run",
     )
     assert planned.code == 0, planned.err
     assert "Labels of llm: $0.00 expected" in planned.out
@@ -185,7 +203,9 @@ def test_options_stand_in_place_of_the_task_s_keys(shop: Shop, tmp_path: Path) -
         ((), ("--llm", "--llm-error-rate")),
     ],
 )
-def test_what_cannot_be_asked_is_refused_in_one_line(shop: Shop, options: tuple[str, ...], says: tuple[str, ...]) -> None:
+def test_what_cannot_be_asked_is_refused_in_one_line(
+    shop: Shop, options: tuple[str, ...], says: tuple[str, ...]
+) -> None:
     refused(shop.run("refused", "--strategy", "llm_annotate", *options), *says)
     assert not (shop.root / "refused").exists()
 

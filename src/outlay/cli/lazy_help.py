@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -34,7 +35,7 @@ MAY_STAND_ALONE = {"--wait": "10"}
 def with_values(args: Sequence[str]) -> list[str]:
     """Return arguments with a value behind each option of `MAY_STAND_ALONE` that has none."""
     words: list[str] = []
-    for word, after in zip(args, [*args[1:], ""], strict=True):
+    for word, after in zip_longest(args, args[1:], fillvalue=""):
         words.append(word)
         if word in MAY_STAND_ALONE and not after[:1].isdecimal():
             words.append(MAY_STAND_ALONE[word])

@@ -64,7 +64,11 @@ class Audit:
             f"{self.n_entries:,} ledger entries"
         )
         end = "agree" if self.is_ok else f"{len(self.differences):,} of what was compared differ"
-        return [*(f"DIFFERS: {each}" for each in self.differences), *(f"note: {each}" for each in self.notes), f"{compared}: {end}"]
+        return [
+            *(f"DIFFERS: {each}" for each in self.differences),
+            *(f"note: {each}" for each in self.notes),
+            f"{compared}: {end}",
+        ]
 
     def differs(self, line: str) -> None:
         """Note what differs."""
@@ -101,7 +105,7 @@ def audit_log(
 
 
 def audit_ledger(ledger: Ledger, store: Store, log: PurchaseLog, audit: Audit) -> set[str]:
-    """Compare the entries of purchases in a ledger with their artifacts, and these with the purchase logs; return their series."""
+    """Compare the entries of purchases in a ledger with their labels, and these with the logs; return their series."""
     series = set()
     for run in ledger.run_ids():
         for entry in ledger.entries(run):
@@ -186,7 +190,9 @@ def _check_people(
     for row, quantity in logged.items():
         n_answers = len(known.answers.get(row, ()))
         if quantity != n_answers:
-            audit.differs(f"{what}, row {row[:12]}: {float(quantity):g} answers are billed, and {n_answers} are in the log")
+            audit.differs(
+                f"{what}, row {row[:12]}: {float(quantity):g} answers are billed, and {n_answers} are in the log"
+            )
     n_answers = sum(len(known.answers.get(row, ())) for row in logged)
     owed = cost_micros(Fraction(n_answers), Decimal(order.terms["usd"]))
     if owed != cash:
@@ -200,7 +206,9 @@ def _check_people(
     for item, settled in state.settled.items():
         row = accepted.by_id[item].row
         if row in logged and len(settled.answers) != len(known.answers.get(row, ())):
-            audit.differs(f"{what}, row {row[:12]}: the folder has {len(settled.answers)} answers, the log another number")
+            audit.differs(
+                f"{what}, row {row[:12]}: the folder has {len(settled.answers)} answers, the log another number"
+            )
 
 
 def _texts(body: bytes) -> list[str]:
@@ -241,7 +249,9 @@ def _check_entry(entry: Entry, store: Store, log: PurchaseLog, audit: Audit) -> 
         audit.differs(f"{what}: the ledger says {_amount(entry.quantity)}, the labels {_amount(billed)}")
     charge = cost_micros(entry.quantity, Decimal(entry.unit_usd))
     if charge != entry.charge_micros:
-        audit.differs(f"{what}: charged {format_usd(entry.charge_micros)}, and quantity times price are {format_usd(charge)}")
+        audit.differs(
+            f"{what}: charged {format_usd(entry.charge_micros)}, and quantity times price are {format_usd(charge)}"
+        )
     if "quantity" in usage:
         _check_artifact(artifact, log.read(str(artifact.meta["series"])), audit, what)
     return {str(artifact.meta["series"])}
@@ -255,9 +265,9 @@ def _check_artifact(artifact: Artifact, known: SellerLog, audit: Audit, what: st
     if total != Fraction(artifact.usage["quantity"]):
         audit.differs(f"{what}: its rows add up to {_amount(total)}, and it says {artifact.usage['quantity']}")
     for row, quantity, why in bill:
-        is_settled = row in labels or why is not None
-        if is_settled and known.quantities.get(row, Fraction(0)) != quantity:
-            audit.differs(f"{what}, row {row[:12]}: billed {_amount(quantity)}, by the log {_amount(known.quantities.get(row, Fraction(0)))}")
+        logged = known.quantities.get(row, Fraction(0))
+        if (row in labels or why is not None) and logged != quantity:
+            audit.differs(f"{what}, row {row[:12]}: billed {_amount(quantity)}, by the log {_amount(logged)}")
     for row, label in labels.items():
         if known.labels.get(row) != label:
             audit.differs(f"{what}, row {row[:12]}: its label is {label!r}, by the log {known.labels.get(row)!r}")

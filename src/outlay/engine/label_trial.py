@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from statistics import median
 
 from outlay.engine.purchase_terms import count_reasons, n_lost, terms_of, words_on
@@ -180,7 +181,9 @@ def _result(trial: Trial, delivery: Delivery, n_lost: int, seconds: float) -> Tr
         score=score(task.metric, answers, golds, task.labels)[main_score(task.metric)] if scored else None,
         kappa=cohen_kappa(list(zip(golds, answers, strict=True))) if is_class else None,
         confusion=_confusion(rows, said, refused, task.labels) if is_class else {},
-        ece=None if sure is None else calibration_error_of(sure, [str(each) for each in is_right], ["True"] * len(sure)),
+        ece=None
+        if sure is None
+        else calibration_error_of(sure, [str(each) for each in is_right], ["True"] * len(sure)),
         parts=() if sure is None else _by_confidence(sure, is_right),
         refused=count_reasons(refused.values()),
         n_unbought=len(rows) - len(labelled) - len(refused),
@@ -214,7 +217,7 @@ def _by_confidence(sure: Sequence[float], is_right: Sequence[bool]) -> tuple[flo
     """Return the accuracy (0-1) of each third of the answers, the least sure first; none of fewer than three."""
     order = sorted(range(len(sure)), key=lambda i: (sure[i], i))
     cuts = [len(order) * part // N_PARTS for part in range(N_PARTS + 1)]
-    parts = [[is_right[i] for i in order[a:b]] for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [[is_right[i] for i in order[a:b]] for a, b in pairwise(cuts)]
     return tuple(sum(part) / len(part) for part in parts) if all(parts) else ()
 
 

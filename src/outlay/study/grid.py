@@ -15,7 +15,6 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, PrivateAttr
 
-from outlay.engine.seller_options import Sellers
 from outlay.errors import StudyFileError, UnknownStrategy, UnknownStudy, UnknownTask, UsageError
 from outlay.hardware.precision import check_asked
 from outlay.models.reference import parse_ref, place_of
@@ -29,7 +28,7 @@ from outlay.storage.paths import as_word, expand
 from outlay.study.schema import OTHERS, Scale, Strategies, TaskAxes, merged, method_settings, union_of, values_of
 from outlay.tasks.overrides import Role
 from outlay.tasks.seller_blocks import LLM_NAME
-from outlay.tasks.task import load_task
+from outlay.tasks.task import Task, load_task
 from outlay.tasks.yaml_file import Name, NonEmpty, YamlBlock, read_yaml
 from outlay.text.legible import did_you_mean, repeats
 
@@ -122,12 +121,9 @@ class StudyFile(YamlBlock):
         named, where = self._tasks(scale, chosen, tasks), f"{self.name}, scale {scale}"
         loaded = [load_task(name) for name, _ in named]
         _refuse_equal_names([name for name, _ in named], [task.name for task in loaded], where)
-        grids = [
-            _Grid(self, f"{where}, task {name}", chosen, name, axes, task.sellers)
-            for (name, axes), task in zip(named, loaded, strict=True)
-        ]
+        grids = [_Grid(self, where, chosen, *each, task) for each, task in zip(named, loaded, strict=True)]
         cells: dict[tuple[Any, ...], Cell] = {}
-        by_task = [tuple(grid.points(price(task.price_item), price)) for grid, task in zip(grids, loaded, strict=True)]
+        by_task = [tuple(grid.points(price)) for grid in grids]
         for seed in range(chosen.first_seed, chosen.first_seed + (n_seeds or chosen.n_seeds)):
             for grid, points in zip(grids, by_task, strict=True):
                 for point in points:
@@ -186,17 +182,23 @@ class StudyFile(YamlBlock):
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """The grid of one task at one scale. ``where``: the place as errors name it; ``sellers``: those of the task file."""
+    """The grid of one task at one scale. ``study``: the place as errors name it; ``task``: name or path of ``loaded``."""
 
     file: StudyFile
-    where: str
+    study: str
     scale: Scale
     task: str
     axes: TaskAxes
-    sellers: Sellers
+    loaded: Task
 
-    def points(self, label_price: Price, price: Callable[[str], Price]) -> Iterator[Request]:
+    @property
+    def where(self) -> str:
+        """The place of the grid as errors name it."""
+        return f"{self.study}, task {self.task}"
+
+    def points(self, price: Callable[[str], Price]) -> Iterator[Request]:
         """Yield the request of each point under seed 0, by N, then by budget, then by strategy."""
+        label_price = price(self.loaded.price_item)
         axes = self.axes
         strategies = axes.strategies or self.file.strategies
         policies = {name: self._policy(name, price) for name in strategies}
@@ -255,7 +257,7 @@ class _Grid:
                 base=self._origin if needs_base and self._origin != teacher else None,
                 metric_model=models.metric_model,
                 general=models.general or DEFAULT_GENERAL,
-                sellers=(SellerSpec(), *(axes.llm.specs(self.sellers) if LLM in policy.sellers else ())),
+                sellers=(SellerSpec(), *(axes.llm.specs(self.loaded.sellers) if LLM in policy.sellers else ())),
                 precision=self.scale.precision,
             )
 
@@ -302,10 +304,10 @@ class _Grid:
         llm = self.axes.llm
         if LLM in policy.sellers:
             try:
-                known = llm.specs(self.sellers)
+                known = llm.specs(self.loaded.sellers)
             except UsageError as error:
                 raise StudyFileError(f"{self.where}: {error}") from None
-            if not known and LLM_NAME not in self.sellers:
+            if not known and LLM_NAME not in self.loaded.sellers:
                 raise StudyFileError(
                     f"{self.where}: {name} buys labels of an LLM, and none is named; give `llm: {{model: NAME}}`, or "
                     "`llm: {error_rate: 0.3}` to replay one, which is wrong as often as you assume"

@@ -142,8 +142,8 @@ def read_key(variable: str | None, base_url: str) -> Secret:
         return Secret("-")
     if not key:
         raise SellerError(
-            f"the environment variable {variable} holds no API key; set it: export {variable}=..., or say that the endpoint takes "
-            "none: `api_key_env: null`, --llm-key-env none"
+            f"the environment variable {variable} holds no API key; set it: export {variable}=..., or say that the endpoint "
+            "takes none: `api_key_env: null`, --llm-key-env none"
         )
     if not key.isascii() or not key.isprintable():
         raise SellerError(f"the API key in {variable} holds characters that no header can carry; copy it again")
