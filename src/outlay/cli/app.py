@@ -63,6 +63,10 @@ COMMANDS = {
         _STEPS,
     ),
     "targets": Later("target_commands.targets_app", "A teacher's targets: look at them, hand them over."),
+    "labels": Later(
+        "labels_commands.labels_app",
+        "Labels for real: try a language model, verify what was bought, see what is on order.",
+    ),
     "ledger": Later("ledger_commands.ledger_app", "Receipts, and proof of them."),
     "prices": Later("price_commands.prices_app", "Print the price book: item, price, unit, source, when it was read."),
     "task": Later("task_commands.task_app", "Check a task before money is spent."),

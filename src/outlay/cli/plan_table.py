@@ -174,6 +174,7 @@ def _closing(planned: StudyPlan, calibrate: str, n_workers: int) -> list[str]:
     return [
         *([saved] if planned.separate.n_steps != planned.distinct.n_steps else []),
         _label_words(planned),
+        *_label_cost_words(planned),
         f"Charge of {'what is left' if is_part else 'all points'} at most: {format_usd(planned.charge_micros)}",
         *_forecast_words(planned, calibrate, n_workers),
         _limit_words(planned),
@@ -197,6 +198,15 @@ def _label_words(planned: StudyPlan) -> str:
     shared = f", where separate runs would buy {separate:,}" if separate > labels.n_bought else ""
     owned = f"; owned: {labels.n_owned:,}" if labels.n_owned else ""
     return f"Labels to buy: {labels.n_bought:,}{shared}{owned}"
+
+
+def _label_cost_words(planned: StudyPlan) -> list[str]:
+    """Return lines on what labels that are given for real cost: a line for each seller."""
+    return [
+        f"Labels of {each.seller}: {format_usd(each.expected_micros)} expected, at most {format_usd(each.most_micros)}, and "
+        "never more than the budget"
+        for each in planned.label_costs
+    ]
 
 
 def _forecast_words(planned: StudyPlan, calibrate: str, n_workers: int) -> list[str]:

@@ -69,7 +69,7 @@ def llm_of(sellers: Sellers, given: Mapping[str, Any], way_out: str = "name it w
         known.pop("price_item", None)
     chosen = {**known, **given}
     if "model" not in chosen:
-        raise UsageError(f"how a language model is asked is said, and which one is not; {way_out}")
+        raise UsageError(f"no language model is named, here or in the task file; {way_out}")
     return normal(SellerSpec.of(LLM, "openai", chosen))
 
 

@@ -13,7 +13,7 @@ from outlay.models.shape import flops_infer, flops_train
 from outlay.money.amounts import Quote
 from outlay.plan.cache import cached
 from outlay.plan.context import PlanningContext, TokenCounts, reading_key
-from outlay.plan.steps import Buy, Distil, Score, Step, Teach, Train, n_carved
+from outlay.plan.steps import Buy, Distil, Score, Step, Teach, Train, graph, n_carved
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,11 @@ class Quoter:
         """Return the upper bound of the cost of a purchase."""
         offer = self.context.offer(step.seller)
         return Quote.of(offer.price, offer.most(step.split, step.start, step.stop))
+
+    def uncertain_micros(self, final: Step) -> int:
+        """Return what the labels that lead to ``final`` may cost beyond what is expected of them, in micro-dollars."""
+        bought = [step for step in graph([final]) if isinstance(step, Buy)]
+        return sum(self.most(step).charge_micros - self.quote(step).charge_micros for step in bought)
 
     @cached()
     def total_micros(self, final: Step) -> int:

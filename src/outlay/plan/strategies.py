@@ -429,15 +429,21 @@ def _unaffordable(context: PlanningContext, quoter: Quoter, least: Step, what: s
 def _derive(
     context: PlanningContext, quoter: Quoter, final: Score | Train | Distil, *, buys: bool = True
 ) -> tuple[str, ...]:
-    """Return the budget line by line, in the order it is spent; quotes are upper bounds (every epoch run, none stopped early).
+    """Return the budget line by line, in the order it is spent; quotes are upper bounds (every epoch run, none stopped early), but
+    of labels without a fixed price, which are told with what is expected of them.
 
     ``buys``: False for a rival, whose labels others buy.
     """
     sums: dict[str, int] = {}
+    most: dict[str, int] = {}
     for step in Recipe(final, ()).steps():
-        name = describe(step)
-        sums[name] = sums.get(name, 0) + quoter.quote(step).charge_micros
-    lines = [f"{name}: at most {format_usd(micros)}" for name, micros in sums.items()]
+        name, quote = describe(step), quoter.quote(step)
+        sums[name] = sums.get(name, 0) + quote.charge_micros
+        most[name] = most.get(name, 0) + (quoter.most(step) if isinstance(step, Buy) else quote).charge_micros
+    lines = [
+        f"{name}: {f'about {format_usd(micros)}, ' if micros != most[name] else ''}at most {format_usd(most[name])}"
+        for name, micros in sums.items()
+    ]
     spent = sum(sums.values())
     left = context.budget_micros - spent
     lines += lines_on_used_up(context, final, left) if buys else ()

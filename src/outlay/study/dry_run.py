@@ -10,7 +10,7 @@ first is planned with the first recipe alone; those of `outlay.plan.strategies` 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
@@ -23,12 +23,12 @@ from outlay.money.amounts import Price, cost_micros
 from outlay.plan.context import PlanningContext
 from outlay.plan.forecast import Forecaster
 from outlay.plan.quotes import Quoter
-from outlay.plan.request import Request
-from outlay.plan.steps import Distil, Recipe, Score, Step, Teach, Train, n_carved
+from outlay.plan.request import REPLAY, Request
+from outlay.plan.steps import Buy, Distil, Recipe, Score, Step, Teach, Train, n_carved
 from outlay.plan.strategies import NotAvailable, decided, rival_of, strategy
 from outlay.study.known import KnownPoint
 from outlay.study.rivals import PlannedRun, rivals_of, tasks_without_rivals
-from outlay.study.work import LabelCount, StudyWork, count_labels, total_work
+from outlay.study.work import LabelCost, LabelCount, StudyWork, cost_by_seller, count_labels, total_work
 
 PILOT_NOTE = "only the pilot is planned here: what follows depends on its dev score, so the charge is bounded by the budget alone"
 
@@ -130,6 +130,8 @@ class StudyPlan:
     """Cash that all runs of the folder may take together."""
     rival_notes: tuple[str, ...] = ()
     """Tasks without rivals, a line each."""
+    cost_of: Mapping[str, LabelCost] = field(default_factory=dict)
+    """Costs of purchases whose labels are given for real, by the key of the step."""
 
     @property
     def distinct(self) -> StudyWork:
@@ -160,6 +162,11 @@ class StudyPlan:
     def labels(self) -> LabelCount:
         """Labels of the points left, each once: those that are in the store are bought no more."""
         return count_labels(step for step in self.steps if step.key not in self.in_store)
+
+    @property
+    def label_costs(self) -> list[LabelCost]:
+        """Dollars of the labels that are given for real and not in the store, one sum for each seller."""
+        return cost_by_seller(cost for key, cost in self.cost_of.items() if key not in self.in_store)
 
     @property
     def n_labels_separate(self) -> int:
@@ -218,6 +225,7 @@ class StudyPlan:
             "n_labels_bought": self.labels.n_bought,
             "n_labels_owned": self.labels.n_owned,
             "n_labels_separate": self.n_labels_separate,
+            **({"label_costs": [each.to_json() for each in self.label_costs]} if self.cost_of else {}),
             "left": self.left.to_json(),
             "distinct": self.distinct.to_json(),
             "separate": self.separate.to_json(),
@@ -303,6 +311,7 @@ def plan(
         frozenset(filter(there.is_in_store, totals.steps)),
         there.cash_cap_micros,
         tuple(notes),
+        totals.cost_of,
     )
 
 
@@ -318,7 +327,10 @@ def _planned(
             context = builder.prepare(request).context
             proposal = decided(strategy(request.strategy), context)
             if isinstance(proposal, Recipe):
-                at_most, notes = Quoter(context).total_micros(proposal.final), tuple(context.lowered)
+                quoter, notes = Quoter(context), tuple(context.lowered)
+                at_most = quoter.total_micros(proposal.final)
+                if any(spec.kind != REPLAY for spec in context.request.sellers):
+                    at_most = min(request.budget_micros, at_most + quoter.uncertain_micros(proposal.final))
                 if proposal.is_pilot:
                     # The recipe after a pilot is unknown before its score, and may take the rest of the budget.
                     at_most, notes = request.budget_micros, (*notes, PILOT_NOTE)
@@ -352,6 +364,7 @@ class _WorkTotals:
     def __init__(self, profile: MachineProfile | None) -> None:
         self.steps: dict[str, Step] = {}
         self.work_of: dict[str, StudyWork] = {}
+        self.cost_of: dict[str, LabelCost] = {}
         self._work_of_charged: dict[_ChargedStep, StudyWork] = {}
         self._used: list[StudyWork] = []
         self._foreseen: dict[Hashable, float] = {}
@@ -366,9 +379,19 @@ class _WorkTotals:
                 self._work_of_charged[at] = self._step_work(step, context)
                 self.steps.setdefault(step.key, step)
                 self.work_of.setdefault(step.key, self._work_of_charged[at])
+                if isinstance(step, Buy):
+                    self._note_cost(step, context)
             works.append(self._work_of_charged[at])
         self._used.append(total_work(works))
         return self._used[-1]
+
+    def _note_cost(self, step: Buy, context: PlanningContext) -> None:
+        spec = context.request.seller(step.seller)
+        if spec is not None and spec.kind != REPLAY:
+            quoter = Quoter(context)
+            self.cost_of[step.key] = LabelCost(
+                step.seller, quoter.quote(step).charge_micros, quoter.most(step).charge_micros
+            )
 
     def separate(self) -> StudyWork:
         """Return the work with each step as often as it is used."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from outlay.engine.point import usd_of
 from outlay.plan.steps import OWNED, Buy, Step
 
 KINDS = ("buy", "train", "teach", "distil", "score")
@@ -39,6 +40,33 @@ def count_labels(steps: Iterable[Step]) -> LabelCount:
             counts[is_owned] += max(0, stop - max(start, end))
             end = max(end, stop)
     return LabelCount(counts[False], counts[True])
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCost:
+    """Dollars of a purchase whose labels are given for real, in micro-dollars: what is expected of it, and the most it can be."""
+
+    seller: str
+    expected_micros: int
+    most_micros: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the cost as JSON values."""
+        return {
+            "seller": self.seller,
+            "expected_usd": usd_of(self.expected_micros),
+            "at_most_usd": usd_of(self.most_micros),
+        }
+
+
+def cost_by_seller(costs: Iterable[LabelCost]) -> list[LabelCost]:
+    """Return the sums of some purchases, one for each seller."""
+    found: dict[str, LabelCost] = {}
+    for each in costs:
+        before = found.get(each.seller, LabelCost(each.seller, 0, 0))
+        expected, most = before.expected_micros + each.expected_micros, before.most_micros + each.most_micros
+        found[each.seller] = LabelCost(each.seller, expected, most)
+    return list(found.values())
 
 
 @dataclass(frozen=True, slots=True)
