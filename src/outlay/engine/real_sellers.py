@@ -8,6 +8,7 @@ from pathlib import Path
 from outlay.errors import UnknownItem, UsageError
 from outlay.labels.files.guideline import Guideline as FilesGuideline
 from outlay.labels.files.seller import FileSeller
+from outlay.labels.llm.billing import Rates
 from outlay.labels.llm.options import LlmOptions
 from outlay.labels.llm.prompts import Guideline, Shot
 from outlay.labels.llm.seller import LlmSeller
@@ -60,14 +61,14 @@ def llm_seller(
         SellerError: an option outside its limits.
     """
     item = block.model if block.price_item is None else block.price_item
-    batch_prices: TokenPrices | None
+    prices: TokenPrices | Rates
     if item == FREE:
-        prices, bill, batch_prices = TokenPrices.free(), token_bill(block.model), None
+        prices, bill = TokenPrices.free(), token_bill(block.model)
     else:
         bill = token_bill(priced_model(book, item, block.tier))
         # A batch begins with a request of its own, and rows of one tier may have been bought at another.
-        prices = token_prices(book, item, "standard" if block.tier == "batch" else block.tier)
-        batch_prices = _batch_prices(book, item, block.tier)
+        single = token_prices(book, item, "standard" if block.tier == "batch" else block.tier)
+        prices = Rates(single, _batch_prices(book, item, block.tier) or single)
     options = LlmOptions(
         model=block.model,
         base_url=block.base_url,
@@ -82,6 +83,7 @@ def llm_seller(
         concurrency=block.concurrency,
         requests_per_minute=block.requests_per_minute,
         tokens_per_minute=block.tokens_per_minute,
+        poll_seconds=poll_seconds,
     )
     return LlmSeller(
         options,
@@ -90,8 +92,6 @@ def llm_seller(
         asked,
         shots=shots_of(examples),
         price=bill,
-        batch_prices=batch_prices,
-        poll_seconds=poll_seconds,
     )
 
 
