@@ -43,7 +43,9 @@ def try_models(
     task: TaskArgument,
     models: Annotated[
         list[str] | None,
-        typer.Option("--llm", metavar="MODEL", help="Model to try; several times: beside each other. (default: the task's)"),
+        typer.Option(
+            "--llm", metavar="MODEL", help="Model to try; several times: beside each other. (default: the task's)"
+        ),
     ] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Rows to ask about.")] = 50,
     split: Annotated[str, typer.Option("--split", help="dev or test: whose rows, of those with a gold label.")] = "dev",
@@ -84,7 +86,9 @@ def try_models(
     else:
         print_trials(drawn, results)
     if not any(each.n_labels for each in results):
-        why = next((reason for each in results for reason in each.refused), "the budget pays for no answer; raise --budget")
+        why = next(
+            (reason for each in results for reason in each.refused), "the budget pays for no answer; raise --budget"
+        )
         fail(f"no row got a label: {why}")
 
 

@@ -25,7 +25,10 @@ _FACTS: tuple[_Fact, ...] = (
     ("agree with gold", lambda found: None if found.agreed is None else f"{100 * found.agreed:.1f} %"),
     ("Cohen's kappa", lambda found: None if found.kappa is None else f"{found.kappa:.2f}"),
     ("calibration error", lambda found: None if found.ece is None else f"{found.ece:.1f} of 100"),
-    ("right by thirds", lambda found: ", ".join(f"{100 * part:.0f}" for part in found.parts) + " %" if found.parts else None),
+    (
+        "right by thirds",
+        lambda found: ", ".join(f"{100 * part:.0f}" for part in found.parts) + " %" if found.parts else None,
+    ),
     ("$ per 1,000 labels", lambda found: _usd(found.usd_per_thousand)),
     ("  1,000 correct", lambda found: _usd(found.usd_per_thousand_right)),
     ("$ of these rows", lambda found: _usd(float(found.usd))),
@@ -123,7 +126,9 @@ def _confusion(found: TrialResult) -> Table:
         for answer in answers:
             table.add_column(Text(visible(answer)), justify="right")
         for gold, counts in rows.items():
-            table.add_row(Text(visible(gold)), *(f"{counts[answer]:,}" if counts[answer] else "·" for answer in answers))
+            table.add_row(
+                Text(visible(gold)), *(f"{counts[answer]:,}" if counts[answer] else "·" for answer in answers)
+            )
         return table
     for heading in ("gold", "answer", "rows"):
         table.add_column(heading, justify="right" if heading == "rows" else "left")
@@ -142,6 +147,7 @@ def _notes(results: Sequence[TrialResult]) -> list[str]:
     if any(found.n_unbought for found in results):
         notes.append("the budget ended before all rows were asked about; raise --budget")
     if any(found.n_lost for found in results):
-        notes.append("a lost request is one whose reply never came; it may have been billed, and counts at its worst case")
+        notes.append(
+            "a lost request is one whose reply never came; it may have been billed, and counts at its worst case"
+        )
     return notes
-

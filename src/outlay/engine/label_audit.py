@@ -63,7 +63,11 @@ class Audit:
             f"{self.n_entries:,} ledger entries"
         )
         end = "agree" if self.is_ok else f"{len(self.differences):,} of what was compared differ"
-        return [*(f"DIFFERS: {each}" for each in self.differences), *(f"note: {each}" for each in self.notes), f"{compared}: {end}"]
+        return [
+            *(f"DIFFERS: {each}" for each in self.differences),
+            *(f"note: {each}" for each in self.notes),
+            f"{compared}: {end}",
+        ]
 
     def differs(self, line: str) -> None:
         """Note what differs."""
@@ -147,7 +151,9 @@ def _check_model(
         came.setdefault(row, []).extend(() if reply is None else _texts(reply.body))
     for answer in (each for row in logged for each in known.answers.get(row, ())):
         if answer.text and not any(answer.text in text for text in came.get(answer.row, ())):
-            audit.differs(f"{what}, row {answer.row[:12]}: the log has the answer {answer.text!r}, which is not in the journal")
+            audit.differs(
+                f"{what}, row {answer.row[:12]}: the log has the answer {answer.text!r}, which is not in the journal"
+            )
 
 
 def _check_people(
@@ -156,7 +162,9 @@ def _check_people(
     for row, quantity in logged.items():
         n_answers = len(known.answers.get(row, ()))
         if quantity != n_answers:
-            audit.differs(f"{what}, row {row[:12]}: {float(quantity):g} answers are billed, and {n_answers} are in the log")
+            audit.differs(
+                f"{what}, row {row[:12]}: {float(quantity):g} answers are billed, and {n_answers} are in the log"
+            )
     n_answers = sum(len(known.answers.get(row, ())) for row in logged)
     owed = cost_micros(Fraction(n_answers), Decimal(order.terms["usd"]))
     if owed != cash:
@@ -170,7 +178,9 @@ def _check_people(
     for item, settled in state.settled.items():
         row = accepted.by_id[item].row
         if row in logged and len(settled.answers) != len(known.answers.get(row, ())):
-            audit.differs(f"{what}, row {row[:12]}: the folder has {len(settled.answers)} answers, the log another number")
+            audit.differs(
+                f"{what}, row {row[:12]}: the folder has {len(settled.answers)} answers, the log another number"
+            )
 
 
 def _texts(body: bytes) -> list[str]:
@@ -210,7 +220,9 @@ def _check_entry(entry: Entry, store: Store, log: PurchaseLog, audit: Audit) -> 
         audit.differs(f"{what}: the ledger says {_amount(entry.quantity)}, the labels {_amount(billed)}")
     charge = cost_micros(entry.quantity, Decimal(entry.unit_usd))
     if charge != entry.charge_micros:
-        audit.differs(f"{what}: charged {format_usd(entry.charge_micros)}, and quantity times price are {format_usd(charge)}")
+        audit.differs(
+            f"{what}: charged {format_usd(entry.charge_micros)}, and quantity times price are {format_usd(charge)}"
+        )
     if "quantity" in usage:
         _check_artifact(artifact, log.read(str(artifact.meta["series"])), audit, what)
 
@@ -225,7 +237,9 @@ def _check_artifact(artifact: Artifact, known: SellerLog, audit: Audit, what: st
     for row, quantity, why in bill:
         is_settled = row in labels or why is not None
         if is_settled and known.quantities.get(row, Fraction(0)) != quantity:
-            audit.differs(f"{what}, row {row[:12]}: billed {_amount(quantity)}, by the log {_amount(known.quantities.get(row, Fraction(0)))}")
+            audit.differs(
+                f"{what}, row {row[:12]}: billed {_amount(quantity)}, by the log {_amount(known.quantities.get(row, Fraction(0)))}"
+            )
     for row, label in labels.items():
         if known.labels.get(row) != label:
             audit.differs(f"{what}, row {row[:12]}: its label is {label!r}, by the log {known.labels.get(row)!r}")

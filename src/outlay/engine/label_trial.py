@@ -180,7 +180,9 @@ def _result(trial: Trial, delivery: Delivery, n_lost: int, seconds: float) -> Tr
         score=score(task.metric, answers, golds, task.labels)[main_score(task.metric)] if scored else None,
         kappa=cohen_kappa(list(zip(golds, answers, strict=True))) if is_class else None,
         confusion=_confusion(rows, said, refused, task.labels) if is_class else {},
-        ece=None if sure is None else calibration_error_of(sure, [str(each) for each in is_right], ["True"] * len(sure)),
+        ece=None
+        if sure is None
+        else calibration_error_of(sure, [str(each) for each in is_right], ["True"] * len(sure)),
         parts=() if sure is None else _by_confidence(sure, is_right),
         refused=count_reasons(refused.values()),
         n_unbought=len(rows) - len(labelled) - len(refused),

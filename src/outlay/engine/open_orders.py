@@ -33,7 +33,10 @@ class OpenOrder:
         head = f"{self.who}: order {self.order[:12]} of run {self.run}: {self.n_in:,} of {self.n_rows:,} labels are in the log"
         if self.state is not None:
             return [head, *(f"  {line}" for line in self.state.lines())]
-        return [head, *([] if self.folder is None else [f"  {self.folder} is not there; the run's command writes it again"])]
+        return [
+            head,
+            *([] if self.folder is None else [f"  {self.folder} is not there; the run's command writes it again"]),
+        ]
 
 
 def open_orders(log: PurchaseLog, payers: Sequence[str] | None = None) -> list[OpenOrder]:

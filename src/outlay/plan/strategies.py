@@ -429,8 +429,8 @@ def _unaffordable(context: PlanningContext, quoter: Quoter, least: Step, what: s
 def _derive(
     context: PlanningContext, quoter: Quoter, final: Score | Train | Distil, *, buys: bool = True
 ) -> tuple[str, ...]:
-    """Return the budget line by line, in the order it is spent; quotes are upper bounds (every epoch run, none stopped early), but
-    of labels without a fixed price, which are told with what is expected of them.
+    """Return the budget line by line, in the order it is spent; quotes are upper bounds (every epoch run, none stopped early),
+    but of labels without a fixed price, which are told with what is expected of them.
 
     ``buys``: False for a rival, whose labels others buy.
     """
