@@ -37,6 +37,11 @@ WAITING_EXIT = 75
 """Exit code while ordered labels are not delivered (``EX_TEMPFAIL`` of sysexits.h); the same command goes on later."""
 
 
+def goes_on(reason: str) -> str:
+    """Return the reason why something waits, with the way on where it does not say it itself."""
+    return reason if reason.endswith("run the same command again") else f"{reason}; the same command goes on"
+
+
 def fail(line: str, code: int = 1) -> NoReturn:
     """Print one line on standard error and exit."""
     from outlay.text.display import visible

@@ -131,9 +131,10 @@ def verify(folders: Folders = None, store: StoreOption = None, as_json: Json = F
 
     audit = Audit()
     for opened in _opened(folders or [], store):
-        audit_log(opened.log, opened.store.root / "asked", audit, opened.payers)
+        series: set[str] = set()
         if opened.ledger is not None:
-            audit_ledger(opened.ledger, opened.store, opened.log, audit)
+            series = audit_ledger(opened.ledger, opened.store, opened.log, audit)
+        audit_log(opened.log, opened.store.root / "asked", audit, opened.payers, series)
     if as_json:
         print_json(
             {

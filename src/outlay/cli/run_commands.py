@@ -16,6 +16,7 @@ from outlay.cli.common import (
     ResultsFolder,
     StoreOption,
     fail,
+    goes_on,
     open_store,
     parse_budgets,
     parse_names,
@@ -277,7 +278,7 @@ def _fail_without_result(points: list[Point]) -> None:
     waiting = [point for point in points if point.result.status == "waiting"]
     if waiting:
         count = f"{len(waiting)} of {len(points)} points wait, the first " if len(points) > 1 else "the run is "
-        fail(f"{count}{waiting[0].result.reason}; the same command goes on", WAITING_EXIT)
+        fail(goes_on(f"{count}{waiting[0].result.reason}"), WAITING_EXIT)
     if not any(point.is_ok for point in points):
         count = f"none of the {len(points)} points has a result, the first: " if len(points) > 1 else "no result: "
         fail(f"{count}{points[0].result.reason}")

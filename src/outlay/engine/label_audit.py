@@ -8,7 +8,8 @@ of a ledger what its artifact says.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
@@ -18,7 +19,7 @@ from typing import Any
 from outlay.engine.purchase_terms import FILES, OPENAI
 from outlay.errors import OutlayError
 from outlay.labels.files import OrderFolder
-from outlay.labels.llm.billing import bill_of, paid_by
+from outlay.labels.llm.billing import Bills
 from outlay.labels.llm.journal import Journal, read_journal
 from outlay.labels.purchases import (
     OrderRecord,
@@ -78,7 +79,13 @@ class Audit:
         self.notes += [line] if line not in self.notes else []
 
 
-def audit_log(log: PurchaseLog, asked: Path, audit: Audit, payers: Sequence[str] | None = None) -> None:
+def audit_log(
+    log: PurchaseLog,
+    asked: Path,
+    audit: Audit,
+    payers: Collection[str] | None = None,
+    series: Collection[str] = (),
+) -> None:
     """Compare the purchase logs of a store with journals and answers.
 
     Args:
@@ -86,26 +93,46 @@ def audit_log(log: PurchaseLog, asked: Path, audit: Audit, payers: Sequence[str]
         asked: folder of the journals.
         audit: where to note what is found.
         payers: the runs whose orders count; ``None`` = every one's.
+        series: series of which every order counts, whoever paid for it.
     """
-    for series in log.series:
-        known = log.read(series)
-        for order in known.orders.values():
-            if payers is None or order.payer in payers:
-                _check_order(known, order, asked, audit)
+    with ExitStack() as opened:
+        journals = _Journals(asked, opened)
+        for name in log.series:
+            known = log.read(name)
+            for order in known.orders.values():
+                if payers is None or order.payer in payers or name in series:
+                    _check_order(known, order, journals, audit)
 
 
-def audit_ledger(ledger: Ledger, store: Store, log: PurchaseLog, audit: Audit) -> None:
-    """Compare the entries of purchases in a ledger with their artifacts, and these with the purchase logs."""
+def audit_ledger(ledger: Ledger, store: Store, log: PurchaseLog, audit: Audit) -> set[str]:
+    """Compare the entries of purchases in a ledger with their artifacts, and these with the purchase logs; return their series."""
+    series = set()
     for run in ledger.run_ids():
         for entry in ledger.entries(run):
             if entry.kind == "settle" and entry.unit in PURCHASE_UNITS and entry.artifact_key:
-                _check_entry(entry, store, log, audit)
+                series |= _check_entry(entry, store, log, audit)
+    return series
 
 
 # --- orders -----------------------------------------------------------------------------------------------------------
 
 
-def _check_order(known: SellerLog, order: OrderRecord, asked: Path, audit: Audit) -> None:
+class _Journals:
+    """Journals of a folder, each opened once."""
+
+    def __init__(self, folder: Path, opened: ExitStack) -> None:
+        self._folder = folder
+        self._opened = opened
+        self._known: dict[str, Journal] = {}
+
+    def get(self, name: str) -> Journal:
+        """Return a journal. Raises StoreError for one that is not there or damaged."""
+        if name not in self._known:
+            self._known[name] = self._opened.enter_context(read_journal(self._folder / name))
+        return self._known[name]
+
+
+def _check_order(known: SellerLog, order: OrderRecord, journals: _Journals, audit: Audit) -> None:
     kind = order.terms.get("kind")
     receipts = known.receipts_of(order.order)
     if kind not in (OPENAI, FILES) or not receipts:
@@ -121,8 +148,7 @@ def _check_order(known: SellerLog, order: OrderRecord, asked: Path, audit: Audit
         return
     audit.usd += sum(logged.values(), Fraction(0))
     try:
-        with read_journal(asked / str(order.terms["journal"])) as journal:
-            _check_model(known, order, logged, cash, audit, what, journal)
+        _check_model(known, order, logged, cash, audit, what, journals.get(str(order.terms["journal"])))
     except OutlayError as error:
         audit.differs(f"{what}: {error}")
 
@@ -136,24 +162,26 @@ def _check_model(
     what: str,
     journal: Journal,
 ) -> None:
-    prices = TokenPrices(**{name: Decimal(usd) for name, usd in order.terms["prices"].items()})
-    bill = bill_of(journal, order.order, prices)
+    single, batch = (_prices(order.terms[name]) for name in ("prices", "batch_prices"))
+    bills = Bills(journal, single, batch)
+    bill = bills.of(order.order)
     for row in dict.fromkeys((*logged, *bill)):
         mine, theirs = logged.get(row, Fraction(0)), bill.get(row, Fraction(0))
         if mine != theirs:
             audit.differs(f"{what}, row {row[:12]}: the log says {_usd(mine)}, the journal {_usd(theirs)}")
-    paid = _micros(paid_by(journal, order.order, prices))
+    paid = _micros(bills.paid_by(order.order))
     if paid != cash:
         audit.differs(f"{what}: {format_usd(cash)} left the bank by the log, {format_usd(paid)} by the journal")
-    came: dict[str, list[str]] = {}
-    for row, attempt in journal.bill(order.order):
-        reply = journal.reply(attempt) if attempt.state == "received" else None
-        came.setdefault(row, []).extend(() if reply is None else _texts(reply.body))
-    for answer in (each for row in logged for each in known.answers.get(row, ())):
-        if answer.text and not any(answer.text in text for text in came.get(answer.row, ())):
-            audit.differs(
-                f"{what}, row {answer.row[:12]}: the log has the answer {answer.text!r}, which is not in the journal"
-            )
+    # Rows with the same text are one question, so that an answer may have come for another row.
+    replies = [journal.reply(attempt) for _, attempt in journal.bill(order.order) if attempt.state == "received"]
+    came = {text for reply in replies if reply is not None for text in _texts(reply.body)}
+    for answer in (each for row in order.ordered for each in known.answers.get(row, ())):
+        if answer.text and answer.text not in came and not any(answer.text in text for text in came):
+            audit.differs(f"{what}, row {answer.row[:12]}: the answer {answer.text!r} of the log is not in the journal")
+
+
+def _prices(written: Mapping[str, str]) -> TokenPrices:
+    return TokenPrices(**{name: Decimal(usd) for name, usd in written.items()})
 
 
 def _check_people(
@@ -207,12 +235,13 @@ def _strings(value: Any) -> Iterator[str]:
 # --- entries ----------------------------------------------------------------------------------------------------------
 
 
-def _check_entry(entry: Entry, store: Store, log: PurchaseLog, audit: Audit) -> None:
+def _check_entry(entry: Entry, store: Store, log: PurchaseLog, audit: Audit) -> set[str]:
+    """Compare an entry with its labels; return their series."""
     what = f"entry {entry.seq}, {entry.note}"
     artifact = store.get(str(entry.artifact_key))
     if artifact is None:
         audit.note(f"{what}: its labels are not in the store, so that they cannot be counted again")
-        return
+        return set()
     audit.n_entries += 1
     usage = artifact.usage
     billed = Fraction(usage["quantity"] if "quantity" in usage else usage["n_answers"])
@@ -225,6 +254,7 @@ def _check_entry(entry: Entry, store: Store, log: PurchaseLog, audit: Audit) -> 
         )
     if "quantity" in usage:
         _check_artifact(artifact, log.read(str(artifact.meta["series"])), audit, what)
+    return {str(artifact.meta["series"])}
 
 
 def _check_artifact(artifact: Artifact, known: SellerLog, audit: Audit, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
@@ -13,11 +14,12 @@ from outlay.labels.allowance import Allowance
 from outlay.labels.annotator import Delivery, Order, RowCost, RowResult, no_report
 from outlay.labels.files.guideline import Guideline
 from outlay.labels.files.order_folder import Accepted, OrderFolder, Settled, State
-from outlay.labels.files.status import read_tally, waits_line, write_status
+from outlay.labels.files.status import AGAIN, read_tally, waits_line, write_status
 from outlay.labels.files.tally import Tally
 from outlay.money.amounts import Price, Quote
 from outlay.tasks.example import Example
 
+_logger = logging.getLogger(__name__)
 NO_MONEY = "annotators disagree, and the money does not reach for one more"
 
 
@@ -28,8 +30,8 @@ class FileSeller:
     Every row is given to `redundancy` annotators and gets their majority. Where no label has one, a further annotator is asked if
     `breaks_ties`; `tie_share` is the share of rows where that is expected. A row whose annotators disagree still is refused.
 
-    `collect` returns at once, or with `poll_seconds` looks again after so many seconds until all answers are there. `takes`: it
-    closes the order with the answers that are there.
+    `collect` returns at once, or with `poll_seconds` looks again after so many seconds until all answers are there, which it says
+    once by `tell`. `takes`: it closes the order with the answers that are there.
 
     Raises SellerError for a setting outside its limits.
     """
@@ -44,6 +46,7 @@ class FileSeller:
     poll_seconds: float | None = None
     takes: bool = False
     sleep: Callable[[float], None] = time.sleep
+    tell: Callable[[str], None] = _logger.warning
 
     def __post_init__(self) -> None:
         if self.redundancy < 1:
@@ -115,6 +118,7 @@ class FileSeller:
             state = self._given_out(known, place.state(), allowance)
         if not state.n_given:
             return Delivery(order.id, ())  # the money reaches for no item, or there is none
+        is_told = False
         while True:
             with place.locked():
                 state, tally = self._collect_once(place, known, state, allowance)
@@ -122,6 +126,9 @@ class FileSeller:
             waits_for = waits_line(place, known, state, tally)
             if waits_for is None or self.poll_seconds is None:
                 return self._delivery(order, known, tally, waits_for)
+            if not is_told:
+                self.tell(f"{waits_for.removesuffix(AGAIN)}; looking again every {self.poll_seconds:g} s")
+                is_told = True
             self.sleep(self.poll_seconds)
 
     def _given_out(self, known: Accepted, before: State | None, allowance: Allowance) -> State:

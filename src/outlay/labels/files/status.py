@@ -11,6 +11,9 @@ from outlay.labels.files.answers import Remark, read_answers
 from outlay.labels.files.order_folder import PROBLEMS, Accepted, OrderFolder, State
 from outlay.labels.files.tally import Tally, count
 
+AGAIN = "; run the same command again"
+"""End of a line on answers that are missing."""
+
 
 @dataclass(frozen=True, slots=True)
 class OrderStatus:
@@ -58,9 +61,7 @@ def waits_line(place: OrderFolder, known: Accepted, state: State, tally: Tally) 
     look = f"; {n_lost:,} answers were not taken, see {PROBLEMS} there" if n_lost else ""
     n = len(tally.disputed)
     more = f"; {n:,} items go to one more annotator" if n and not tally.waiting else ""
-    return (
-        f"{tally.n_in:,} of {state.n_given:,} labels are in {place.path}{who}{look}{more}; run the same command again"
-    )
+    return f"{tally.n_in:,} of {state.n_given:,} labels are in {place.path}{who}{look}{more}{AGAIN}"
 
 
 def write_status(place: OrderFolder, known: Accepted, state: State, tally: Tally) -> None:
