@@ -162,7 +162,8 @@ def _check_model(
     what: str,
     journal: Journal,
 ) -> None:
-    single, batch = (_prices(order.terms[name]) for name in ("prices", "batch_prices"))
+    single = _prices(order.terms["prices"])
+    batch = _prices(order.terms["batch_prices"])
     bills = Bills(journal, single, batch)
     bill = bills.of(order.order)
     for row in dict.fromkeys((*logged, *bill)):
