@@ -12,7 +12,7 @@ from typing import Any
 from outlay.engine.outputs import Scoring, read_label_errors, read_scoring
 from outlay.engine.point import LabelSource, Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of
 from outlay.engine.prepare import PreparedRun, RunBuilder
-from outlay.engine.purchase_terms import count_reasons, words_on
+from outlay.engine.purchase_terms import OPENAI, count_reasons, words_on
 from outlay.engine.run_purchases import refusals_of, words_on_short
 from outlay.errors import OutlayError
 from outlay.hardware.precision import AUTO, kept_bf16_speed
