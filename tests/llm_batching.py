@@ -9,6 +9,7 @@ from pathlib import Path
 
 from outlay.labels import Allowance, Delivery, Order
 from outlay.labels.llm.batch_wire import BatchEndpoint
+from outlay.labels.llm.billing import Rates
 from outlay.labels.llm.options import LlmOptions
 from outlay.labels.llm.seller import LlmSeller
 from outlay.money.prices.tokens import TokenPrices
@@ -39,13 +40,12 @@ def batcher(
 ) -> LlmSeller:
     """A seller that asks in batches, by chat and a schema unless ``options`` say otherwise."""
     given = {"way": "schema", "timeout": 5.0, "api_key_env": KEY_VARIABLE, "tier": "batch", **options}
+    given["poll_seconds"] = poll_seconds
     return LlmSeller(
         LlmOptions("scripted", url, **given),  # type: ignore[arg-type]
         GUIDELINE,
-        PRICES,
+        Rates(PRICES, HALF),
         folder,
-        batch_prices=HALF,
-        poll_seconds=poll_seconds,
         tell=silent,
         clock=clock or Eager(),
     )

@@ -228,9 +228,9 @@ def test_the_answered_half_is_kept_and_the_rest_is_asked_again(outcome: str, tmp
 @pytest.mark.parametrize(
     ("batching", "why"),
     [
-        (Batching(polls=1, expired=0.5), "This request could not be executed before the completion window expired."),
-        (Batching(polls=1, failed=0.5), "status 500: 'The server had an error"),
-        (Batching(polls=1, invalid=True), "was turned down: invalid_batch: 12 requests"),
+        (Batching(polls=1, expired=0.7), "This request could not be executed before the completion window expired."),
+        (Batching(polls=1, failed=0.7), "status 500: 'The server had an error"),
+        (Batching(polls=1, invalid=True), "was turned down: invalid_batch: 24 requests"),
     ],
 )
 def test_what_gets_no_answer_is_refused_with_the_reason(
@@ -238,14 +238,14 @@ def test_what_gets_no_answer_is_refused_with_the_reason(
 ) -> None:
     till.set_batching(batching)
     seller = batcher(till.base_url, tmp_path, poll_seconds=1.0, retries=1)
-    got = bought(seller, order(12))
+    got = bought(seller, order(24))
     assert got.waits_for is None
-    assert {*got.labels, *got.refused} == set(order(12).rows)
+    assert {*got.labels, *got.refused} == set(order(24).rows)
     assert all(why in said and said.endswith("(2 times)") for said in got.refused.values())
-    assert len(got.refused) >= 3
+    assert got.refused
     assert got.quantity == till.billed
     assert len(till.batches) == 2
-    assert seller.collect(order(12), Allowance(RICH)) == got
+    assert seller.collect(order(24), Allowance(RICH)) == got
 
 
 def test_a_cancelled_batch_is_asked_again(tmp_path: Path, till: Cashier) -> None:

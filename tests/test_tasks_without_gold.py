@@ -456,7 +456,7 @@ def test_sellers_of_the_task_file_stand_unless_a_request_names_its_own(bought: W
     with pytest.raises(UsageError, match="needs labels, and dev rows"):
         bought.workbench.resolve(bought.request(dev="given"))
     noisy = SellerSpec(HUMAN, outlay.ReplayOptions(error_rate=0.1))
-    with pytest.raises(UsageError, match="who replay those of train rows"):
+    with pytest.raises(UsageError, match="who replay gold labels"):
         bought.workbench.resolve(bought.request(sellers=(noisy,)))
     asked = bought.request(
         strategy="llm_annotate",

@@ -104,7 +104,7 @@ class Hired:
     later: Fraction = Fraction(1)
 
     def prepared(self, **changes: object) -> PreparedRun:
-        model: dict[str, Any] = {"model": "made-up", "examples": "none"}
+        model: dict[str, Any] = {"model": "made-up", "examples": "none", "price_item": "free"}
         llm = SellerSpec.of("llm", "openai", {**model, **changes.pop("llm", {})})  # type: ignore[dict-item]
         asked = {
             "strategy": "llm_annotate",
@@ -120,7 +120,9 @@ def hired(world: World, monkeypatch: pytest.MonkeyPatch) -> Hired:
     found = Hired(world, RunBuilder(PriceBook.load()), [], [])
     orders: dict[str, Order] = {}
 
-    def seller(block: Any, task: Any, book: Any, seed: Any, asked: Any, examples: Sequence[Example]) -> TokenSeller:
+    def seller(
+        block: Any, task: Any, book: Any, seed: Any, asked: Any, examples: Sequence[Example], poll: float | None
+    ) -> TokenSeller:
         rows = found.workbench.load(str(world.task))[1].train
         gold = {row.id: str(row.label) for row in rows}
         if examples and asked != Path("asked"):  # not to plan, but to buy

@@ -162,8 +162,9 @@ def _check_model(
     what: str,
     journal: Journal,
 ) -> None:
-    prices = TokenPrices(**{name: Decimal(usd) for name, usd in order.terms["prices"].items()})
-    bills = Bills(journal, prices)
+    single = _prices(order.terms["prices"])
+    batch = _prices(order.terms["batch_prices"])
+    bills = Bills(journal, single, batch)
     bill = bills.of(order.order)
     for row in dict.fromkeys((*logged, *bill)):
         mine, theirs = logged.get(row, Fraction(0)), bill.get(row, Fraction(0))
@@ -182,6 +183,10 @@ def _check_model(
     for answer in (each for row in order.ordered for each in known.answers.get(row, ())):
         if answer.text and answer.text not in came and not any(answer.text in text for text in came):
             audit.differs(f"{what}, row {answer.row[:12]}: the answer {answer.text!r} of the log is not in the journal")
+
+
+def _prices(written: Mapping[str, str]) -> TokenPrices:
+    return TokenPrices(**{name: Decimal(usd) for name, usd in written.items()})
 
 
 def _check_people(

@@ -14,6 +14,7 @@ from outlay.engine.real_sellers import files_folder, token_terms
 from outlay.engine.sellers import Place, block_of
 from outlay.labels.llm.journal import journal_path, read_journal
 from outlay.money.amounts import PriceBook, write_usd
+from outlay.money.prices.tokens import TokenPrices
 from outlay.plan.request import REPLAY, SellerSpec
 from outlay.tasks.seller_blocks import FilesSeller, OpenAISeller
 from outlay.tasks.task import Task
@@ -37,18 +38,20 @@ def terms_of(spec: SellerSpec, task: Task, book: PriceBook, place: Place) -> dic
         folder = files_folder(block, task, place.orders)
         return {"kind": FILES, "usd": write_usd(price.usd), "folder": str(folder.absolute())}
     assert isinstance(block, OpenAISeller)
-    prices, batch_prices, _ = token_terms(block, book)
+    rates = token_terms(block, book).rates
     return {
         "kind": OPENAI,
         "model": block.model,
         "host": host_of(block.base_url),
         "tier": block.tier,
-        "prices": {kind: write_usd(usd) for kind, usd in asdict(prices).items()},
-        **(
-            {} if batch_prices is None else {"batch_prices": {k: write_usd(v) for k, v in asdict(batch_prices).items()}}
-        ),
+        "prices": _written(rates.single),
+        "batch_prices": _written(rates.batch),
         "journal": journal_path(place.asked, block.base_url, block.model).name,
     }
+
+
+def _written(prices: TokenPrices) -> dict[str, str]:
+    return {kind: write_usd(usd) for kind, usd in asdict(prices).items()}
 
 
 def host_of(url: str) -> str:

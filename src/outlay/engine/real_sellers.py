@@ -9,6 +9,7 @@ from typing import NamedTuple
 from outlay.errors import UnknownItem, UsageError
 from outlay.labels.files.guideline import Guideline as FilesGuideline
 from outlay.labels.files.seller import FileSeller
+from outlay.labels.llm.billing import Rates
 from outlay.labels.llm.options import LlmOptions
 from outlay.labels.llm.prompts import Guideline, Shot
 from outlay.labels.llm.seller import LlmSeller
@@ -43,13 +44,12 @@ def files_folder(block: FilesSeller, task: Task, orders: Path) -> Path:
 
 
 class TokenTerms(NamedTuple):
-    """Prices of a model's tokens, those of batches (``None`` where there are none), and the price that purchases are settled at.
+    """Prices of a model's tokens, asked one by one and in batches, and the price that its purchases are settled at.
 
     A batch begins with a request of its own, and rows of one tier may have been bought at another.
     """
 
-    prices: TokenPrices
-    batch_prices: TokenPrices | None
+    rates: Rates
     bill: Price
 
 
@@ -61,10 +61,10 @@ def token_terms(block: OpenAISeller, book: PriceBook) -> TokenTerms:
     """
     item = block.model if block.price_item is None else block.price_item
     if item == FREE:
-        return TokenTerms(TokenPrices.free(), None, token_bill(block.model))
-    bill = token_bill(priced_model(book, item, block.tier))
-    prices = token_prices(book, item, "standard" if block.tier == "batch" else block.tier)
-    return TokenTerms(prices, _batch_prices(book, item, block.tier), bill)
+        return TokenTerms(Rates(TokenPrices.free(), TokenPrices.free()), token_bill(block.model))
+    single = token_prices(book, item, "standard" if block.tier == "batch" else block.tier)
+    rates = Rates(single, _batch_prices(book, item, block.tier) or single)
+    return TokenTerms(rates, token_bill(priced_model(book, item, block.tier)))
 
 
 def llm_seller(
@@ -100,16 +100,15 @@ def llm_seller(
         concurrency=block.concurrency,
         requests_per_minute=block.requests_per_minute,
         tokens_per_minute=block.tokens_per_minute,
+        poll_seconds=poll_seconds,
     )
     return LlmSeller(
         options,
         guideline_of(task),
-        terms.prices,
+        terms.rates,
         asked,
         shots=shots_of(examples),
         price=terms.bill,
-        batch_prices=terms.batch_prices,
-        poll_seconds=poll_seconds,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from outlay.engine.outputs import Scoring, read_label_errors, read_scoring
 from outlay.engine.point import LabelSource, Point, PointCircumstance, PointRequest, PointResult, Reading, usd_of
 from outlay.engine.prepare import PreparedRun, RunBuilder
-from outlay.engine.purchase_terms import count_reasons, words_on
+from outlay.engine.purchase_terms import OPENAI, count_reasons, words_on
 from outlay.engine.run_purchases import refusals_of, words_on_short
 from outlay.errors import OutlayError
 from outlay.hardware.precision import AUTO, kept_bf16_speed
@@ -156,11 +156,15 @@ class RunSummary:
         return (*notes, *dev_remarks(first.get("n_dev", 0), dev_scores, floor))
 
     def _lines_on_missing(self, final: Step) -> list[str]:
-        """Return a line where bought test rows got no label, so that the scores are those of the others."""
+        """Return lines where bought test rows got no label, so that the scores are those of the others, or those of an LLM."""
         if not isinstance(final, Score) or final.labels is None:
             return []
         n_scored, n = int(self.artifacts[final.key].usage["n_scored"]), final.labels.n
-        return [f"{n - n_scored:,} of {n:,} test rows got no label, and scores leave them out"] if n_scored < n else []
+        lines = [f"{n - n_scored:,} of {n:,} test rows got no label, and scores leave them out"] if n_scored < n else []
+        spec = self.prepared.request.seller(final.labels.seller)
+        if spec is not None and spec.kind == OPENAI:
+            lines.append(f"test rows were labelled by {words_on(spec)}: scores say how often a model agrees with it")
+        return lines
 
     def _lines_on_used_up(self, recipes: Sequence[Recipe], balance: Balance) -> tuple[str, ...]:
         """Return lines on a budget that outlasts the rows to label; none for a rival, which buys nothing."""

@@ -74,7 +74,7 @@ class OrderRecord:
     """One order in the log, written before the order is sent: its id, its payer, and the ids of its rows, in order.
 
     ``terms``: what its bill can be worked out from again, of a seller whose answers cannot be had again: prices, and where it
-    keeps what came (`outlay.engine.seller_terms`).
+    keeps what came (`outlay.engine.purchase_terms`).
     """
 
     order: str

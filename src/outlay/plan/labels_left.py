@@ -38,7 +38,7 @@ def _sellers(context: PlanningContext) -> str:
         for name, offer in context.offers.items()
         if name not in (OWNED, LLM) and offer.price.usd > 0
     ]
-    if not sold:
+    if not sold and not (LLM in context.offers and HUMAN not in context.offers):
         sold = [f"{HUMAN} at a price that the task must name (`price_item`)" if HUMAN in context.offers else HUMAN]
     return ", ".join([*sold, f"{LLM} (strategies llm_annotate, mix)"])
 

@@ -7,12 +7,21 @@ lost request is billed its bound, one that failed nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from outlay.labels.llm.journal import Attempt, Journal, read_journal
 from outlay.labels.llm.reading import usage_of
 from outlay.money.prices.tokens import TokenPrices, TokenUsage
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Prices of a model's tokens: in requests of their own, and in batches."""
+
+    single: TokenPrices
+    batch: TokenPrices
 
 
 def believed_usage(body: bytes, most: TokenUsage, prices: TokenPrices) -> TokenUsage | None:

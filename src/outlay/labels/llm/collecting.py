@@ -14,7 +14,7 @@ from outlay.labels.annotator import Answer, Delivery, Order, RowResult
 from outlay.labels.llm.asking import Asking, Clock
 from outlay.labels.llm.batch_wire import BatchEndpoint
 from outlay.labels.llm.batches import Batches
-from outlay.labels.llm.billing import Bills, believed_usage
+from outlay.labels.llm.billing import Bills, Rates, believed_usage
 from outlay.labels.llm.bodies import PATHS, Way
 from outlay.labels.llm.journal import Attempt, Journal
 from outlay.labels.llm.limits import Limits
@@ -38,23 +38,26 @@ UNCLEAR = Reading(None, "the reply to a probe tells nothing")
 class Means:
     """Model that an order is asked of, way to ask it, prices of its tokens, endpoint and limits.
 
-    ``connect`` opens the endpoint, where something is to be asked; ``batch_prices``: those of requests in batches, ``None`` = as
-    those of single ones.
+    ``connect`` opens the endpoint, where something is to be asked.
     """
 
     options: LlmOptions
     questioner: Questioner
-    prices: TokenPrices
+    rates: Rates
     limits: Limits
     connect: Callable[[], BatchEndpoint]
     tell: Callable[[str], None]
     clock: Clock
-    batch_prices: TokenPrices | None = None
+
+    @property
+    def prices(self) -> TokenPrices:
+        """Prices of requests of their own."""
+        return self.rates.single
 
     @property
     def asked_prices(self) -> TokenPrices:
         """Prices of the tier that rows are asked at; a probe is a request of its own."""
-        return self.batch_prices if self.options.tier == "batch" and self.batch_prices is not None else self.prices
+        return self.rates.batch if self.options.tier == "batch" else self.rates.single
 
     @property
     def url(self) -> str:
@@ -109,9 +112,9 @@ class Collection:
     def __post_init__(self) -> None:
         means = self.means
         retries = Retries(means.options.retries, means.options.unreadable_retries)
-        self._bills = Bills(self.journal, means.prices, means.batch_prices)
+        self._bills = Bills(self.journal, means.rates.single, means.rates.batch)
         self._batches = Batches(
-            self.journal, self.order.id, means.asked_prices, means.connect, retries, means.tell, means.clock
+            self.journal, self.order.id, means.rates.batch, means.connect, retries, means.tell, means.clock
         )
         self._usd = self.allowance.left
         self._readings: dict[tuple[str, int], Reading] = {}

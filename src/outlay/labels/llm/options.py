@@ -44,6 +44,7 @@ class LlmOptions:
         requests_per_minute: Requests at most; ``None``: as many as the endpoint allows.
         tokens_per_minute: Tokens at most; ``None``: as many as the endpoint allows.
         timeout: Seconds that one request may take.
+        poll_seconds: Seconds between two looks at batches; ``None``: whoever collects labels looks once.
         retries: Times that a question is asked again after errors and lost requests.
         unreadable_retries: Times that a question is asked again after answers that cannot be read; each is paid.
     """
@@ -66,6 +67,7 @@ class LlmOptions:
     timeout: float = 60.0
     retries: int = 6
     unreadable_retries: int = 1
+    poll_seconds: float | None = None
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -94,6 +96,7 @@ class LlmOptions:
             ("unreadable_retries", self.unreadable_retries, 0, 100),
             ("requests_per_minute", self.requests_per_minute or 1, 0.01, 1e9),
             ("tokens_per_minute", self.tokens_per_minute or 1, 0.01, 1e12),
+            ("poll_seconds", self.poll_seconds or 1, 0.001, 86400),
             ("temperature", self.temperature or 0, 0, 2),
         ):
             if not least <= number <= most:

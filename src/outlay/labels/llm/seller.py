@@ -17,7 +17,7 @@ from outlay.labels.allowance import Allowance
 from outlay.labels.annotator import Delivery, Order, RowCost, no_report
 from outlay.labels.llm.asking import Clock
 from outlay.labels.llm.batch_wire import BatchEndpoint
-from outlay.labels.llm.billing import believed_usage
+from outlay.labels.llm.billing import Rates, believed_usage
 from outlay.labels.llm.collecting import Collection, Means
 from outlay.labels.llm.journal import journal_path, open_journal, read_journal
 from outlay.labels.llm.limits import Limits
@@ -40,14 +40,12 @@ class LlmSeller:
     Args:
         options: The model and how it is asked.
         guideline: What it is told.
-        prices: Prices of its tokens in requests of their own.
+        prices: Prices of its tokens, `Rates` where those in batches are others.
         folder: Folder of the journals.
         shots: Labelled rows to choose examples from.
         price: Price that a purchase is settled at, $1 per dollar of tokens; ``None``: the model's.
         count: Tokens of a text, for closer bounds than its bytes.
         calibration: Shares of the bounds that answers used before, see `calibrated`.
-        batch_prices: Prices of its tokens in batches; ``None``: the same.
-        poll_seconds: Seconds between two looks at batches; ``None``: `collect` looks once and returns.
         tell: Told of long waits, one line each.
         clock: The time.
 
@@ -59,38 +57,35 @@ class LlmSeller:
         self,
         options: LlmOptions,
         guideline: Guideline,
-        prices: TokenPrices,
+        prices: TokenPrices | Rates,
         folder: Path,
         *,
         shots: Sequence[Shot] = (),
         price: Price | None = None,
         count: Callable[[str], int] | None = None,
         calibration: Calibration | None = None,
-        batch_prices: TokenPrices | None = None,
-        poll_seconds: float | None = None,
         tell: Callable[[str], None] = _logger.warning,
         clock: Clock | None = None,
     ) -> None:
         self.options = options
         self.guideline = guideline
-        self.prices = prices
+        rates = prices if isinstance(prices, Rates) else Rates(prices, prices)
+        self.prices = rates.single
         self.path = journal_path(folder, options.base_url, options.model)
         self._shots = tuple(shots)
         self._price = token_bill(options.model) if price is None else price
         self._calibration = calibration
         self._tell = tell
-        self._poll_seconds = poll_seconds
         self._endpoint: BatchEndpoint | None = None
         self._clock = clock = clock or Clock()
         self._means = Means(
             options,
             Questioner(options, guideline, shots, count),
-            prices,
+            rates,
             Limits(options.requests_per_minute, options.tokens_per_minute, clock.now()),
             self._connected,
             tell,
             clock,
-            batch_prices,
         )
 
     def __repr__(self) -> str:
@@ -202,9 +197,9 @@ class LlmSeller:
                     if not order.rows:
                         return Delivery(order.id, ())
                     delivery = Collection(self._means, journal, order, look).collected(report)
-                if delivery.waits_for is None or self._poll_seconds is None:
+                if delivery.waits_for is None or self.options.poll_seconds is None:
                     return delivery
-                self._clock.sleep(self._poll_seconds)
+                self._clock.sleep(self.options.poll_seconds)
         finally:
             allowance.take(usd - look.left)
             self._close()
