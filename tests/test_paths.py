@@ -142,7 +142,7 @@ WORDS = {
         "this_machine",
         "kind",
         "labels",
-        "llm_price_item",
+        *("llm_examples", "llm_key_env", "llm_price", "llm_price_item", "llm_url", "llm_way"),
         "machine",
         "match",
         "max_size",

@@ -163,7 +163,7 @@ def _check_model(
     journal: Journal,
 ) -> None:
     single = _prices(order.terms["prices"])
-    batch = _prices(order.terms["batch_prices"])
+    batch = _prices(order.terms.get("batch_prices", order.terms["prices"]))
     bills = Bills(journal, single, batch)
     bill = bills.of(order.order)
     for row in dict.fromkeys((*logged, *bill)):
