@@ -159,7 +159,11 @@ def status(folders: Folders = None, store: StoreOption = None, as_json: Json = F
     """Print the labels on order: what is in, what is missing, and where people find their files."""
     from outlay.engine.open_orders import open_orders
 
-    found = [order for opened in _opened(folders or [], store) for order in open_orders(opened.log, opened.payers)]
+    found = [
+        order
+        for opened in _opened(folders or [], store)
+        for order in open_orders(opened.log, opened.store.root / "asked", opened.payers)
+    ]
     if as_json:
         print_json([_document(order) for order in found])
         return
@@ -182,6 +186,7 @@ def _document(order: OpenOrder) -> dict[str, Any]:
         "n_refused": None if state is None else state.n_refused,
         "progress": [] if state is None else list(state.progress),
         "waits_for": None if state is None else state.waits_for,
+        "batches": dict(order.batches),
     }
 
 
