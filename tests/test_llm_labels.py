@@ -401,9 +401,9 @@ def test_a_published_price_needs_no_name(world: World, tmp_path: Path) -> None:
             "llm_annotate",
             {"sellers": sellers(None)},
             UsageError,
-            "none is named; name a model with --llm, or replay one with --llm-error-rate, such as 0.3",
+            "name a model with --llm, or replay one with --llm-error-rate, such as 0.3",
         ),
-        ("mix", {"sellers": sellers(None)}, UsageError, "name a model with --llm"),
+        ("mix", {"sellers": sellers(None)}, UsageError, "or replay one with --llm-error-rate"),
         ("mix", {"n_initial": None}, UsageError, "needs to know how many labels people give; give --n-initial"),
         (
             "mix",
