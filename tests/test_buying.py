@@ -400,6 +400,7 @@ def _entered(one: Runner) -> InProcessPool:
     return InProcessPool(worker_factory(one)).__enter__()
 
 
+@pytest.mark.slow  # two studies; the runs above are charged alike one by one
 def test_a_study_is_charged_the_same_whether_a_seller_is_quick_or_slow(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

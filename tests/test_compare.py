@@ -86,6 +86,7 @@ def prepared(folder: Path, asked: list[Request]) -> Session:
     return prepare_session(asked, Header("compare", "A comparison", "plain"), place)
 
 
+@pytest.mark.slow
 def test_a_grid_of_sizes_end_to_end(families: FamilyWorld, tmp_path: Path) -> None:
     base = families.family_request("entities", "encoder", "encoder", general=str(families.checkpoints["encoder"]))
     grid = Grid(

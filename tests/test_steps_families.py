@@ -243,7 +243,7 @@ def learnt(base: Path, form: TaskSpec, answers: int, out: Path) -> tuple[TrainPr
     return progress, predict(out, unseen[0], precision="fp32", meter=CountingMeter()).answers, unseen[answers]
 
 
-@pytest.mark.parametrize("family", ["seq2seq", "causal"])
+@pytest.mark.parametrize("family", [pytest.param("seq2seq", marks=pytest.mark.slow), "causal"])
 def test_models_that_write_learn_to_classify(bases: dict[str, Path], tmp_path: Path, family: str) -> None:
     progress, said, golds = learnt(bases[family], CLASSES, 1, tmp_path / "m")
     assert progress.history[-1]["loss"] < progress.history[0]["loss"] / 3
