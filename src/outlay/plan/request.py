@@ -23,9 +23,7 @@ DEFAULT_GENERAL = "distilbert/distilbert-base-uncased"
 DEFAULT_MACHINE = "cpu"
 REPLAY = "replay"
 """Kind of the sellers that replay gold labels."""
-MEANS = frozenset(
-    ("api_key_env", "concurrency", "folder", "requests_per_minute", "retries", "timeout_seconds", "tokens_per_minute")
-)
+MEANS = frozenset(("api_key_env", "concurrency", "folder", "requests_per_minute", "tokens_per_minute"))
 """Options of sellers that decide no label and no charge, so that runs differ in none of them."""
 ROLES = ("teacher", "student", "distil", "teach")
 """Roles with settings: the teacher on labels, the student on labels, the student on targets, the teacher on the pool."""

@@ -133,7 +133,7 @@ class Annotate:
             context = context.priced(trial.seller, _offer_after(context, trial, outcomes[-1].charges[trial.key]))
             tried = ((trial.seller, trial.n),)
         seller, asked = self.sellers[-1], context.request.n_initial
-        n_first = asked if len(self.sellers) > 1 else _n_shown(context, seller)
+        n_first = asked if len(self.sellers) > 1 else context.offer(seller).n_examples
         if n_first is None:
             return NotAvailable(f"strategy {self.name} needs to know how many labels people give; give --n-initial")
         if refused := _no_examples(context, self.name, seller, n_first):
@@ -211,7 +211,10 @@ class Distill:
         if outcomes:
             return None
         quoter = Quoter(context)
-        teacher, n_shown = context.student if self.own_teacher else context.teacher, _n_shown(context, self.seller)
+        teacher, n_shown = (
+            context.student if self.own_teacher else context.teacher,
+            context.offer(self.seller).n_examples,
+        )
         if refused := _no_examples(context, self.name, self.seller, n_shown):
             return refused
 
@@ -353,14 +356,9 @@ def strategy(name: str) -> Strategy:
     return STRATEGIES[name]
 
 
-def _n_shown(context: PlanningContext, seller: str) -> int:
-    """Return the number of bought labels that a seller is shown before it answers."""
-    return context.offer(seller).n_examples
-
-
 def _no_examples(context: PlanningContext, name: str, seller: str, n_first: int) -> NotAvailable | None:
     """Return the refusal of a seller who is to be shown labels that nobody sells, or more of them than come first."""
-    n_shown = _n_shown(context, seller)
+    n_shown = context.offer(seller).n_examples
     if not n_shown or (n_first >= n_shown and (HUMAN in context.offers or context.n_owned >= n_shown)):
         return None
     if n_first < n_shown:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
 from outlay.errors import SellerError
@@ -28,36 +27,6 @@ BYTES_PER_TOKEN = 3.5
 """UTF-8 bytes of a token, before any was counted: English prose has about 4, what surrounds it fewer."""
 LABEL_TOKENS = 8
 """Output tokens of an answer that is a label, before any was counted; of others half of what they may have."""
-N_FIRST = 20
-"""Paid answers that a forecast is calibrated on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Shares of their bounds that requests really used: of the input and of the output."""
-
-    input: Fraction
-    output: Fraction
-
-    @classmethod
-    def of(cls, used: Sequence[tuple[TokenUsage, TokenUsage]]) -> Calibration | None:
-        """Return the shares of pairs of (usage, bound); ``None`` before `N_FIRST` of them, and later ones change nothing."""
-        if len(used) < N_FIRST:
-            return None
-        first = used[:N_FIRST]
-        sums = [
-            (sum(of(usage) for usage, _ in first), sum(of(most) for _, most in first)) for of in (_n_input, _n_output)
-        ]
-        shares = [min(Fraction(1), Fraction(use, most)) if most else Fraction(0) for use, most in sums]
-        return cls(*shares)
-
-
-def _n_input(usage: TokenUsage) -> int:
-    return usage.input + usage.cached + usage.cache_write
-
-
-def _n_output(usage: TokenUsage) -> int:
-    return usage.output
 
 
 class Questioner:
@@ -106,13 +75,8 @@ class Questioner:
         ]
         return TokenUsage(input=max(each.input for each in bounds), output=max(each.output for each in bounds))
 
-    def expected_usd(self, bound: TokenUsage, prices: TokenPrices, calibration: Calibration | None) -> Fraction:
+    def expected_usd(self, bound: TokenUsage, prices: TokenPrices) -> Fraction:
         """Return the dollars that a question is expected to cost."""
-        if calibration is not None:
-            # No prices of the cache: what it will hold is not known, and it costs less.
-            return bound.input * calibration.input * Fraction(
-                prices.input
-            ) + bound.output * calibration.output * Fraction(prices.output)
         is_label = self.guideline.kind == "classification"
         n_output = min(bound.output, LABEL_TOKENS) if is_label else math.ceil(bound.output / 2)
         n_input = bound.input if self._count is not None else math.ceil(bound.input / BYTES_PER_TOKEN)

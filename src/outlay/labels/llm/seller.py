@@ -17,15 +17,15 @@ from outlay.labels.allowance import Allowance
 from outlay.labels.annotator import Delivery, Order, RowCost, no_report
 from outlay.labels.llm.asking import Clock
 from outlay.labels.llm.batch_wire import BatchEndpoint
-from outlay.labels.llm.billing import Rates, believed_usage
+from outlay.labels.llm.billing import Rates
 from outlay.labels.llm.collecting import Collection, Means
-from outlay.labels.llm.journal import journal_path, open_journal, read_journal
+from outlay.labels.llm.journal import journal_path, open_journal
 from outlay.labels.llm.limits import Limits
 from outlay.labels.llm.options import LlmOptions
 from outlay.labels.llm.prompts import Guideline, Shot
-from outlay.labels.llm.questions import Calibration, Questioner
+from outlay.labels.llm.questions import Questioner
 from outlay.money.amounts import Price, Quote
-from outlay.money.prices.tokens import TokenPrices, TokenUsage, token_bill
+from outlay.money.prices.tokens import TokenPrices, token_bill
 from outlay.storage.hashing import key_of
 from outlay.tasks.example import Example
 
@@ -45,7 +45,6 @@ class LlmSeller:
         shots: Labelled rows to choose examples from.
         price: Price that a purchase is settled at, $1 per dollar of tokens; ``None``: the model's.
         count: Tokens of a text, for closer bounds than its bytes.
-        calibration: Shares of the bounds that answers used before, see `calibrated`.
         tell: Told of long waits, one line each.
         clock: The time.
 
@@ -63,7 +62,6 @@ class LlmSeller:
         shots: Sequence[Shot] = (),
         price: Price | None = None,
         count: Callable[[str], int] | None = None,
-        calibration: Calibration | None = None,
         tell: Callable[[str], None] = _logger.warning,
         clock: Clock | None = None,
     ) -> None:
@@ -74,7 +72,6 @@ class LlmSeller:
         self.path = journal_path(folder, options.base_url, options.model)
         self._shots = tuple(shots)
         self._price = token_bill(options.model) if price is None else price
-        self._calibration = calibration
         self._tell = tell
         self._endpoint: BatchEndpoint | None = None
         self._clock = clock = clock or Clock()
@@ -121,7 +118,7 @@ class LlmSeller:
         for example in examples:
             bound = self._means.questioner.bound(example)
             most = prices.most(bound)
-            expected = self._means.questioner.expected_usd(bound, prices, self._calibration)
+            expected = self._means.questioner.expected_usd(bound, prices)
             costs.append(RowCost(min(expected, most) * n, most * n_most))
         return costs
 
@@ -150,19 +147,6 @@ class LlmSeller:
             "extra": dict(settings.extra),
             "unreadable_retries": options.unreadable_retries,
         }
-
-    def calibrated(self) -> Calibration | None:
-        """Return the shares of their bounds that the first 20 paid answers of the journal used; ``None`` before there are 20."""
-        if not self.path.exists():
-            return None
-        with read_journal(self.path) as journal:
-            used = []
-            for attempt in journal.received:
-                reply = journal.reply(attempt)
-                most = TokenUsage(**attempt.most)
-                usage = None if reply is None else believed_usage(reply.body, most, self.prices)
-                used += [] if usage is None else [(usage, most)]
-            return Calibration.of(used)
 
     def submit(self, order: Order) -> None:
         """Accept an order; nothing is asked yet. Raises SellerError for a known order id on other rows."""
