@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +19,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from tests.far_process import far_process
 from tests.provider_batches import Batch, BatchDesk, Batching, File
 from tests.provider_faults import HTML, ON_THE_WIRE, REFUSED, Faults, refused, spoil
 from tests.provider_http import Asked, HttpServer, Refusal, Reply, json_reply, post
@@ -599,27 +598,8 @@ def cashier_process(folder: Path, settings: Settings | None = None, **changes: A
     whole = replace(settings or Settings(), **{"bill_path": folder / "bill.jsonl", **changes})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.json").write_text(whole.to_json())
-    command = [sys.executable, "-m", "tests.cashier", str(folder / "settings.json")]
-    path = os.pathsep.join(each for each in (str(ROOT), os.environ.get("PYTHONPATH")) if each)
-    far = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert far.stdin is not None
-    assert far.stdout is not None
-    try:
-        url = far.stdout.readline().strip()
-        if not url:
-            raise RuntimeError(f"the cashier ended with status {far.wait()} before it answered")
-        yield FarCashier(url, Path(str(whole.bill_path)), far.pid)
-    finally:
-        far.stdin.close()
-        far.wait()
-        far.stdout.close()
+    with far_process("tests.cashier", folder / "settings.json") as (url, process):
+        yield FarCashier(url, Path(str(whole.bill_path)), process)
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.far_process import NoAddress, far_process
+
 API_KEY = "local-key"
 ALIAS = "tiny"
 ROOT = Path(__file__).parent.parent
@@ -141,34 +143,15 @@ def llama_server(
     ``context``: tokens that the ``slots`` share. More than one thread spins: idle ones burn a core each.
     """
     options = {"threads": threads, "slots": slots, "context": context, "alias": alias}
-    command = [sys.executable, "-m", "tests.llm_server", str(model), *(f"--{k}={v}" for k, v in options.items())]
-    server = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "OUTLAY_TEST_SERVER_KEY": api_key or ""},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert server.stdin is not None
-    assert server.stdout is not None
+    words = (str(model), *(f"--{name}={value}" for name, value in options.items()))
+    key = {"OUTLAY_TEST_SERVER_KEY": api_key or ""}
     try:
-        url = server.stdout.readline().strip()
-        if not url:
-            if (status := server.wait()) == _NO_LIBRARY:
-                raise NoLlama(NO_LLAMA)
-            raise RuntimeError(f"the server of {model} ended with status {status} before it answered")
-        yield LlamaServer(url, alias, api_key, server.pid)
-    finally:
-        with suppress(BrokenPipeError):
-            server.stdin.close()
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-        server.stdout.close()
+        with far_process("tests.llm_server", *words, env=key, stderr=subprocess.DEVNULL) as (url, process):
+            yield LlamaServer(url, alias, api_key, process)
+    except NoAddress as error:
+        if error.status == _NO_LIBRARY:
+            raise NoLlama(NO_LLAMA) from None
+        raise
 
 
 def main() -> None:
